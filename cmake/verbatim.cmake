@@ -1,0 +1,52 @@
+# Flags that every target shares, and the helpers with which rooms declare libraries and tests.
+
+# The arithmetic contract forbids the compiler to fuse, reorder or approximate floating point.
+if(CMAKE_CXX_FLAGS MATCHES "-(ffast-math|Ofast|funsafe-math-optimizations|fassociative-math|freciprocal-math|ffinite-math-only|fno-signed-zeros)")
+  message(FATAL_ERROR "CMAKE_CXX_FLAGS has ${CMAKE_MATCH_0}: the arithmetic contract (docs/numerics.md) excludes fast-math flags")
+endif()
+
+add_library(verbatim_flags INTERFACE)
+target_include_directories(verbatim_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
+target_compile_options(verbatim_flags INTERFACE -Wall -Wextra -Werror -ffp-contract=off)
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
+
+if(VERBATIM_SANITIZER)
+  add_compile_options(-fsanitize=${VERBATIM_SANITIZER} -fno-omit-frame-pointer -O1 -g1)
+  add_link_options(-fsanitize=${VERBATIM_SANITIZER})
+  if(VERBATIM_SANITIZER MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()
+
+find_program(MOLD_LINKER mold)
+if(MOLD_LINKER)
+  add_link_options(-fuse-ld=mold)
+endif()
+
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+# verbatim_library(name SOURCES a.cc b.cc DEPS other_library absl::status ...)
+function(verbatim_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC verbatim_flags ${ARG_DEPS})
+endfunction()
+
+# verbatim_test(name SOURCES a_test.cc DEPS verbatim_model LABELS unit): one GoogleTest binary, one CTest entry.
+# The test runs with the source tree as working directory, so fixtures are named relative to it.
+function(verbatim_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE verbatim_flags ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main Threads::Threads)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+endfunction()
