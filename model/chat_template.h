@@ -1,4 +1,5 @@
-// Chat messages to prompt text, for the template families that Verbatim recognises in a model's own template.
+// Chat messages to prompt text, for the template families that Verbatim recognises in a model's own
+// template.
 #pragma once
 
 #include <string>
@@ -19,15 +20,17 @@ enum class ChatFamily { kUnknown, kChatMl, kLlama3, kMistral, kGemma, kZephyr };
 
 class ChatTemplate {
  public:
-  // Recognises the family (and its default system message, if the template has one) from the Jinja text. Never fails: a
-  // template that is not recognised gives kUnknown, and Render() then says so.
+  // Recognises the family (and its default system message, if the template has one) from the Jinja
+  // text. Never fails: a template that is not recognised gives kUnknown, and Render() then says so.
   static ChatTemplate Recognise(std::string_view jinja_source);
 
   ChatFamily family() const { return family_; }
 
-  // The prompt up to and including the generation header of the assistant. Errors: FAILED_PRECONDITION for an unknown
-  // family; INVALID_ARGUMENT naming messages[i] for an unknown role, an empty list, or an order that the family forbids.
-  absl::StatusOr<std::string> Render(absl::Span<const ChatMessage> messages, const Tokenizer& tokenizer) const;
+  // The prompt up to and including the generation header of the assistant. Errors:
+  // FAILED_PRECONDITION for an unknown family; INVALID_ARGUMENT naming messages[i] for an unknown
+  // role, an empty list, or an order that the family forbids.
+  absl::StatusOr<std::string> Render(absl::Span<const ChatMessage> messages,
+                                     const Tokenizer& tokenizer) const;
 
  private:
   ChatFamily family_ = ChatFamily::kUnknown;

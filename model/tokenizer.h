@@ -1,4 +1,5 @@
-// Text to token ids and back: byte-level BPE and SentencePiece-style BPE, read from the model's own files.
+// Text to token ids and back: byte-level BPE and SentencePiece-style BPE, read from the model's own
+// files.
 #pragma once
 
 #include <cstdint>
@@ -32,15 +33,18 @@ class Tokenizer {
   // From a Hugging Face `tokenizer.json`; `tokenizer_config.json` beside it is read when present.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> FromJsonFile(const std::string& path);
 
-  // Invalid UTF-8 is replaced by U+FFFD before encoding, as Hugging Face tokenizers' callers do with errors="replace".
-  virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, const EncodeOptions& options) const = 0;
+  // Invalid UTF-8 is replaced by U+FFFD before encoding, as Hugging Face tokenizers' callers do
+  // with errors="replace".
+  virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
+                                                      const EncodeOptions& options) const = 0;
 
-  // The bytes a token stands for in the middle of a text (may be part of a UTF-8 character); for a special token its
-  // text. Empty for ids out of range.
+  // The bytes a token stands for in the middle of a text (may be part of a UTF-8 character); for a
+  // special token its text. Empty for ids out of range.
   virtual std::string_view TokenBytes(int32_t id) const = 0;
   virtual bool IsSpecial(int32_t id) const = 0;
 
-  // Whole-text decoding; invalid UTF-8 becomes U+FFFD. Applies the tokenizer's own leading-space rule.
+  // Whole-text decoding; invalid UTF-8 becomes U+FFFD. Applies the tokenizer's own leading-space
+  // rule.
   virtual std::string Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const = 0;
 
   virtual int32_t vocab_size() const = 0;
@@ -55,13 +59,14 @@ class Tokenizer {
   virtual std::string_view fingerprint() const = 0;
 };
 
-// Turns a stream of token ids into a stream of UTF-8 text without ever emitting half a character. The concatenation of
-// all Push() results and Flush() equals Tokenizer::Decode of all ids.
+// Turns a stream of token ids into a stream of UTF-8 text without ever emitting half a character.
+// The concatenation of all Push() results and Flush() equals Tokenizer::Decode of all ids.
 class StreamDetokenizer {
  public:
   StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special_tokens);
 
-  // Text that became complete with this token; often the token's text, empty while a character is incomplete.
+  // Text that became complete with this token; often the token's text, empty while a character is
+  // incomplete.
   std::string Push(int32_t id);
   // What is left: U+FFFD for an incomplete character at the end of the stream, or nothing.
   std::string Flush();

@@ -1,12 +1,13 @@
 // One vector type per instruction set, so that a kernel is written once and compiled three times.
 //
-// A kernel's implementation lives in `x.inc`, included by `x_scalar.cc`, `x_avx2.cc` and `x_avx512.cc`, which are
-// compiled with the matching -m flags; everything in this header and in the .inc files is inside
-// VERBATIM_ISA_NAMESPACE, so that no inline function compiled for one instruction set can be linked into another.
-// Kernel code must not instantiate standard-library templates for the same reason.
+// A kernel's implementation lives in `x.inc`, included by `x_scalar.cc`, `x_avx2.cc` and
+// `x_avx512.cc`, which are compiled with the matching -m flags; everything in this header and in
+// the .inc files is inside VERBATIM_ISA_NAMESPACE, so that no inline function compiled for one
+// instruction set can be linked into another. Kernel code must not instantiate standard-library
+// templates for the same reason.
 //
-// Every operation here is one that IEEE 754 rounds correctly, applied to each lane alone: a lane's value never
-// depends on the width. That is what lets the three builds agree to the bit.
+// Every operation here is one that IEEE 754 rounds correctly, applied to each lane alone: a lane's
+// value never depends on the width. That is what lets the three builds agree to the bit.
 #pragma once
 
 #include <cmath>
@@ -55,9 +56,13 @@ inline IntVec And(IntVec a, IntVec b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline IntVec Or(IntVec a, IntVec b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline IntVec BroadcastInt(int32_t x) { return {_mm512_set1_epi32(x)}; }
 template <int kBits>
-inline IntVec ShiftLeft(IntVec a) { return {_mm512_slli_epi32(a.v, kBits)}; }
+inline IntVec ShiftLeft(IntVec a) {
+  return {_mm512_slli_epi32(a.v, kBits)};
+}
 template <int kBits>
-inline IntVec ShiftRightLogical(IntVec a) { return {_mm512_srli_epi32(a.v, kBits)}; }
+inline IntVec ShiftRightLogical(IntVec a) {
+  return {_mm512_srli_epi32(a.v, kBits)};
+}
 // a < b ? x : y, lane by lane; false where either is NaN.
 inline Vec SelectLess(Vec a, Vec b, Vec x, Vec y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
@@ -93,9 +98,13 @@ inline IntVec And(IntVec a, IntVec b) { return {_mm256_and_si256(a.v, b.v)}; }
 inline IntVec Or(IntVec a, IntVec b) { return {_mm256_or_si256(a.v, b.v)}; }
 inline IntVec BroadcastInt(int32_t x) { return {_mm256_set1_epi32(x)}; }
 template <int kBits>
-inline IntVec ShiftLeft(IntVec a) { return {_mm256_slli_epi32(a.v, kBits)}; }
+inline IntVec ShiftLeft(IntVec a) {
+  return {_mm256_slli_epi32(a.v, kBits)};
+}
 template <int kBits>
-inline IntVec ShiftRightLogical(IntVec a) { return {_mm256_srli_epi32(a.v, kBits)}; }
+inline IntVec ShiftRightLogical(IntVec a) {
+  return {_mm256_srli_epi32(a.v, kBits)};
+}
 inline Vec SelectLess(Vec a, Vec b, Vec x, Vec y) {
   return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
@@ -130,15 +139,23 @@ inline Vec BitCast(IntVec a) {
 }
 inline IntVec ToInt(Vec a) { return {static_cast<int32_t>(__builtin_nearbyintf(a.v))}; }
 inline Vec ToFloat(IntVec a) { return {static_cast<float>(a.v)}; }
-inline IntVec Add(IntVec a, IntVec b) { return {static_cast<int32_t>(static_cast<uint32_t>(a.v) + static_cast<uint32_t>(b.v))}; }
-inline IntVec Sub(IntVec a, IntVec b) { return {static_cast<int32_t>(static_cast<uint32_t>(a.v) - static_cast<uint32_t>(b.v))}; }
+inline IntVec Add(IntVec a, IntVec b) {
+  return {static_cast<int32_t>(static_cast<uint32_t>(a.v) + static_cast<uint32_t>(b.v))};
+}
+inline IntVec Sub(IntVec a, IntVec b) {
+  return {static_cast<int32_t>(static_cast<uint32_t>(a.v) - static_cast<uint32_t>(b.v))};
+}
 inline IntVec And(IntVec a, IntVec b) { return {a.v & b.v}; }
 inline IntVec Or(IntVec a, IntVec b) { return {a.v | b.v}; }
 inline IntVec BroadcastInt(int32_t x) { return {x}; }
 template <int kBits>
-inline IntVec ShiftLeft(IntVec a) { return {static_cast<int32_t>(static_cast<uint32_t>(a.v) << kBits)}; }
+inline IntVec ShiftLeft(IntVec a) {
+  return {static_cast<int32_t>(static_cast<uint32_t>(a.v) << kBits)};
+}
 template <int kBits>
-inline IntVec ShiftRightLogical(IntVec a) { return {static_cast<int32_t>(static_cast<uint32_t>(a.v) >> kBits)}; }
+inline IntVec ShiftRightLogical(IntVec a) {
+  return {static_cast<int32_t>(static_cast<uint32_t>(a.v) >> kBits)};
+}
 inline Vec SelectLess(Vec a, Vec b, Vec x, Vec y) { return a.v < b.v ? x : y; }
 
 #endif

@@ -18,16 +18,26 @@ struct DTypeInfo {
 
 constexpr DTypeInfo InfoOf(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return {"F32", 1, 4};
-    case DType::kF16: return {"F16", 1, 2};
-    case DType::kBF16: return {"BF16", 1, 2};
-    case DType::kQ8_0: return {"Q8_0", 32, 34};
-    case DType::kQ4_0: return {"Q4_0", 32, 18};
-    case DType::kQ4_1: return {"Q4_1", 32, 20};
-    case DType::kQ5_0: return {"Q5_0", 32, 22};
-    case DType::kQ5_1: return {"Q5_1", 32, 24};
-    case DType::kQ4_K: return {"Q4_K", 256, 144};
-    case DType::kQ6_K: return {"Q6_K", 256, 210};
+    case DType::kF32:
+      return {"F32", 1, 4};
+    case DType::kF16:
+      return {"F16", 1, 2};
+    case DType::kBF16:
+      return {"BF16", 1, 2};
+    case DType::kQ8_0:
+      return {"Q8_0", 32, 34};
+    case DType::kQ4_0:
+      return {"Q4_0", 32, 18};
+    case DType::kQ4_1:
+      return {"Q4_1", 32, 20};
+    case DType::kQ5_0:
+      return {"Q5_0", 32, 22};
+    case DType::kQ5_1:
+      return {"Q5_1", 32, 24};
+    case DType::kQ4_K:
+      return {"Q4_K", 256, 144};
+    case DType::kQ6_K:
+      return {"Q6_K", 256, 210};
   }
   return {"unknown", 1, 0};
 }
@@ -40,7 +50,9 @@ struct StoredMatrix {
   int64_t cols = 0;
   const std::byte* data = nullptr;
 
-  int64_t row_bytes() const { return cols / InfoOf(dtype).block_elements * InfoOf(dtype).block_bytes; }
+  int64_t row_bytes() const {
+    return cols / InfoOf(dtype).block_elements * InfoOf(dtype).block_bytes;
+  }
   int64_t size_bytes() const { return rows * row_bytes(); }
 };
 

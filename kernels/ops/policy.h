@@ -9,17 +9,21 @@ namespace verbatim::kernels {
 // Values are those of verbatim.v1.Determinism.
 enum class Policy : uint8_t {
   kThroughput = 1,  // nothing is promised; the fastest kernel for the shape at hand
-  kPinned = 2,      // same bits under any load, batch, chunking, cache state, thread count, on one kind of device
-  kPortable = 3,    // as kPinned, and on any device
+  kPinned = 2,  // same bits under any load, batch, chunking, cache state, thread count, on one kind
+                // of device
+  kPortable = 3,  // as kPinned, and on any device
 };
 
 constexpr bool IsStrong(Policy policy) { return policy != Policy::kThroughput; }
 
 constexpr std::string_view NameOf(Policy policy) {
   switch (policy) {
-    case Policy::kThroughput: return "throughput";
-    case Policy::kPinned: return "pinned";
-    case Policy::kPortable: return "portable";
+    case Policy::kThroughput:
+      return "throughput";
+    case Policy::kPinned:
+      return "pinned";
+    case Policy::kPortable:
+      return "portable";
   }
   return "unknown";
 }

@@ -1,0 +1,88 @@
+// The one door to compute: memory, weights, KV pages, and one method per operation.
+//
+// A backend implements every method; there is no fallback from one backend to another. Pointers in
+// parameter structs are device pointers of this backend (on the CPU: ordinary memory), except the
+// spans of SequenceSpan, SamplingRow and SampledRow and the page tables they point to, which are
+// host memory. Operations run in the order called. Not thread-safe: one thread, the engine's, owns
+// a backend.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/ops/attention.h"
+#include "kernels/ops/dtype.h"
+#include "kernels/ops/embedding.h"
+#include "kernels/ops/gather_rows.h"
+#include "kernels/ops/gemm.h"
+#include "kernels/ops/kv_cache.h"
+#include "kernels/ops/rms_norm.h"
+#include "kernels/ops/rope.h"
+#include "kernels/ops/sampling.h"
+#include "kernels/ops/swiglu.h"
+
+namespace verbatim::kernels {
+
+// Uninitialised memory of a backend, 64-byte aligned, freed with the object.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual void* data() = 0;
+  virtual size_t size_bytes() const = 0;
+};
+
+// A weight matrix [rows, cols] in the backend's own layouts.
+class WeightMatrix {
+ public:
+  virtual ~WeightMatrix() = default;
+  virtual int64_t rows() const = 0;       // output features
+  virtual int64_t cols() const = 0;       // input features
+  virtual size_t size_bytes() const = 0;  // all copies together
+};
+
+struct LoadMatrixOptions {
+  bool for_gemm = true;        // will be used by Gemm
+  bool for_embedding = false;  // will be used by Embedding
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // For people: "cpu avx512, 2 threads".
+  virtual std::string Describe() const = 0;
+  // What fixes the bits of a policy on this backend, as part of a numerics id; the same string
+  // means the same bits. FAILED_PRECONDITION if the policy cannot be honoured here, saying which
+  // part cannot.
+  virtual absl::StatusOr<std::string> NumericsTag(Policy policy) const = 0;
+
+  virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t size_bytes) = 0;
+  virtual absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) = 0;
+  virtual absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) = 0;
+  virtual absl::Status Synchronize() = 0;
+
+  // Packs matrices that share `cols`, their rows concatenated in order (fused QKV, gate and up).
+  // The stored bytes must outlive the result (a backend may keep reading them). Formats may differ
+  // between parts.
+  virtual absl::StatusOr<std::unique_ptr<WeightMatrix>> LoadMatrix(
+      absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) = 0;
+  virtual absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheConfig& config) = 0;
+
+  // The operations; contracts in kernels/ops/. INVALID_ARGUMENT for shapes that contradict each
+  // other.
+  virtual absl::Status Embedding(const EmbeddingParams& params) = 0;
+  virtual absl::Status RmsNorm(const RmsNormParams& params) = 0;
+  virtual absl::Status Gemm(const GemmParams& params) = 0;
+  virtual absl::Status Rope(const RopeParams& params) = 0;
+  virtual absl::Status KvWrite(const KvWriteParams& params) = 0;
+  virtual absl::Status Attention(const AttentionParams& params) = 0;
+  virtual absl::Status SwiGlu(const SwiGluParams& params) = 0;
+  virtual absl::Status GatherRows(const GatherRowsParams& params) = 0;
+  virtual absl::Status Sample(const SamplingParams& params) = 0;
+};
+
+}  // namespace verbatim::kernels

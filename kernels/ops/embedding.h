@@ -1,0 +1,20 @@
+// Embedding: y[t] = table[token[t]], the stored row decoded to fp32.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops/numeric_mode.h"
+
+namespace verbatim::kernels {
+
+class WeightMatrix;
+
+struct EmbeddingParams {
+  NumericMode mode;
+  const WeightMatrix* table = nullptr;  // [vocab, hidden]
+  const int32_t* tokens = nullptr;      // [num_tokens], each in [0, vocab)
+  int64_t num_tokens = 0;
+  float* y = nullptr;  // [num_tokens, hidden], contiguous
+};
+
+}  // namespace verbatim::kernels
