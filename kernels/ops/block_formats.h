@@ -10,9 +10,8 @@
 //   Q4_1        32      20   0: d, 2: m, 4: nibbles                       fma(d, q, m)
 //   Q5_0        32      22   0: d, 2: qh, 6: nibbles                      d * (q - 16)
 //   Q5_1        32      24   0: d, 2: m, 4: qh, 8: nibbles                fma(d, q, m)
-//   Q4_K       256     144   0: d, 2: dmin, 4: scales[12], 16: qs[128]    fma(d * sc, q, -(dmin *
-//   mn)) Q6_K       256     210   0: ql[128], 128: qh[64], 192: int8 sc[16],   (d * sc[j / 16]) *
-//   (q - 32)
+//   Q4_K       256     144   0: d, 2: dmin, 4: scales[12], 16: qs[128]    fma(d*sc, q, -(dmin*mn))
+//   Q6_K       256     210   0: ql[128], 128: qh[64], 192: int8 sc[16],   (d*sc[j/16]) * (q - 32)
 //                            208: d
 //
 // nibbles (16 bytes): q[j] is the low half of byte j, q[j + 16] its high half, for j < 16.
