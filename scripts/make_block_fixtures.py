@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes kernels/ops/testdata/block_fixtures.bin: random stored blocks and their values by the `gguf` package.
+"""Writes kernels/ops/testdata/block_fixtures.bin: random stored blocks, valued by the `gguf` package.
 
-Needs: pip install gguf numpy. Records, little-endian: uint32 name length, name, uint32 element count, uint32 byte count,
-the stored bytes, the values as float32.
+Needs: pip install gguf numpy. Records, little-endian: uint32 name length, name, uint32 element
+count, uint32 byte count, the stored bytes, the values as float32.
 """
 import os
 import struct
@@ -34,10 +34,12 @@ def main():
             elif name == "F16":
                 stored = rng.normal(size=blocks).astype("<f2").view(np.uint8).reshape(blocks, size)
             elif name == "BF16":
-                stored = rng.normal(size=blocks).astype("<f4").view("<u2")[1::2].copy().view(np.uint8).reshape(blocks, size)
+                upper_halves = rng.normal(size=blocks).astype("<f4").view("<u2")[1::2].copy()
+                stored = upper_halves.view(np.uint8).reshape(blocks, size)
             for field in SCALE_FIELDS.get(name, []):
                 # Finite scales over the whole range of binary16, then the special ones.
-                halves = (rng.integers(0, 0x7C00, size=blocks) | rng.integers(0, 2, size=blocks) << 15).astype("<u2")
+                signs = rng.integers(0, 2, size=blocks) << 15
+                halves = (rng.integers(0, 0x7C00, size=blocks) | signs).astype("<u2")
                 halves[: len(SPECIAL_HALVES)] = np.roll(SPECIAL_HALVES, field)
                 stored[:, field : field + 2] = halves.view(np.uint8).reshape(blocks, 2)
             values = gguf.quants.dequantize(stored.reshape(-1), kind).astype("<f4").reshape(-1)
