@@ -1,0 +1,83 @@
+// The engine: one thread that owns backend, KV pages and scheduler, and turns requests into events.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/generation.h"
+#include "kernels/backend.h"
+#include "model/tokenizer.h"
+#include "model/transformer.h"
+#include "scheduler/scheduler.h"
+
+namespace verbatim::engine {
+
+struct EngineConfig {
+  scheduler::SchedulerConfig scheduler;  // num_pages 0: as many as kv_cache_bytes holds
+  int64_t kv_cache_bytes = int64_t{1} << 30;
+  kernels::DType kv_cache_dtype = kernels::DType::kF32;
+  kernels::ActivationType throughput_activations = kernels::ActivationType::kF32;
+  int32_t max_logprobs = 20;  // largest accepted logprobs / prompt_logprobs
+  int32_t max_n = 64;         // largest accepted n
+};
+
+struct StepStatistics {
+  int64_t steps = 0, strong_steps = 0, ride_along_rows = 0, tokens = 0, generated_tokens = 0;
+  absl::Duration schedule, model, sample, emit, idle;
+};
+
+struct EngineStats {
+  StepStatistics steps;
+  scheduler::SchedulerStats scheduler;
+  int64_t kv_cache_bytes = 0;
+  int64_t weight_bytes_in_memory = 0;
+  absl::Duration engine_cpu_time;  // CPU time of the engine thread
+};
+
+struct PolicySupport {
+  bool honoured = false;
+  std::string numerics_id;  // empty for THROUGHPUT
+  std::string refusal;      // why not
+};
+
+class Engine {
+ public:
+  // Loads the model onto the backend and starts the engine thread. `model` and `tokenizer` must
+  // outlive the engine.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config,
+                                                        std::unique_ptr<kernels::Backend> backend,
+                                                        const model::Checkpoint& checkpoint,
+                                                        const model::Tokenizer& tokenizer);
+  virtual ~Engine() = default;  // stops at once; requests in flight end with UNAVAILABLE
+
+  // What Submit would answer, without queueing. INVALID_ARGUMENT naming the field,
+  // FAILED_PRECONDITION for a policy that is not honoured.
+  virtual absl::Status Validate(const GenerationRequest& request) const = 0;
+
+  // Validates and queues; thread-safe. On OK exactly one OnDone will come; on error `sink` is never
+  // called. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while draining. *seed_used
+  // (optional) gets the seed given or drawn.
+  virtual absl::StatusOr<RequestId> Submit(GenerationRequest request,
+                                           std::shared_ptr<ResponseSink> sink,
+                                           uint64_t* seed_used = nullptr) = 0;
+
+  // Ends a request with CANCELLED within one step and gives back its pages; unknown or finished ids
+  // are ignored. Thread-safe.
+  virtual void Cancel(RequestId id) = 0;
+
+  // Refuses new requests from now on, lets those in flight finish until `deadline`, then ends the
+  // rest with UNAVAILABLE. Blocks.
+  virtual void Drain(absl::Time deadline) = 0;
+
+  virtual PolicySupport SupportOf(kernels::Policy policy) const = 0;
+  virtual EngineStats stats() const = 0;           // thread-safe
+  virtual const EngineConfig& config() const = 0;  // with defaults filled in
+};
+
+}  // namespace verbatim::engine
