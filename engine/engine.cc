@@ -1,0 +1,543 @@
+// The engine: one thread that owns backend, KV pages and scheduler, and turns requests into events.
+#include "engine/engine.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/request_state.h"
+#include "engine/step_runner.h"
+#include "engine/validation.h"
+
+namespace verbatim::engine {
+namespace {
+
+using kernels::Policy;
+using scheduler::SequenceId;
+using scheduler::StepPlan;
+
+// Logit rows computed at once: enough for every decode row of a usual step, few enough that their
+// memory stays small.
+constexpr int64_t kMaxLogitRows = 64;
+
+absl::Duration ThreadCpuTime() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return absl::DurationFromTimespec(now);
+}
+
+int64_t PageBytes(const model::ModelConfig& config, int64_t page_tokens, kernels::DType dtype) {
+  return 2 * config.num_layers * config.num_kv_heads * config.head_dim * page_tokens *
+         kernels::InfoOf(dtype).block_bytes;
+}
+
+// The standard library's mutex and condition variable serve here rather than Abseil's:
+// ThreadSanitizer understands them also where Abseil comes as an uninstrumented package.
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(const EngineConfig& config, std::unique_ptr<kernels::Backend> backend,
+             const model::Tokenizer& tokenizer)
+      : config_(config), tokenizer_(tokenizer), backend_(std::move(backend)) {}
+
+  ~EngineImpl() override {
+    {
+      std::lock_guard lock(mu_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  absl::Status Start(const model::Checkpoint& checkpoint);
+
+  absl::Status Validate(const GenerationRequest& request) const override;
+  absl::StatusOr<RequestId> Submit(GenerationRequest request, std::shared_ptr<ResponseSink> sink,
+                                   uint64_t* seed_used) override;
+  void Cancel(RequestId id) override;
+  void Drain(absl::Time deadline) override;
+  PolicySupport SupportOf(Policy policy) const override { return support_.at(policy); }
+  EngineStats stats() const override {
+    std::lock_guard lock(mu_);
+    return stats_;
+  }
+  const EngineConfig& config() const override { return config_; }
+
+ private:
+  void Loop();
+  // Takes what arrived; false when the engine must stop.
+  bool TakeInbox();
+  void StartRequest(std::unique_ptr<RequestState> request);
+  void StartSamples(RequestState& request, int32_t count, absl::Time now);
+  void ExpireDeadlines(absl::Time now);
+  void RunStep(const StepPlan& plan, absl::Time now);
+  void NoteAdmissions(const StepPlan& plan, absl::Time now);
+  void Deliver(StepOutcome& outcome);
+  void TakePromptRow(RequestState& request, RowOutcome& row);
+  void TakeSampledRow(SampleState& sample, const kernels::SampledRow& sampled);
+  void EndSample(RequestState& request, int32_t index);
+  // Ends a request early: removes its sequences and makes the terminal call. `poisoned`: its pages
+  // hold non-finite values.
+  void EndRequest(RequestId id, const absl::Status& status, bool poisoned = false);
+  void FinishRequest(RequestState& request, const absl::Status& status);
+  void LeaveQueue(RequestState& request);
+  void WaitForWork(absl::Time now);
+  void PublishStats();
+
+  EngineConfig config_;
+  const model::Tokenizer& tokenizer_;
+  RequestLimits limits_;
+  std::map<Policy, PolicySupport> support_;
+
+  // The engine thread's own.
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<model::Transformer> transformer_;
+  std::unique_ptr<kernels::KvCache> cache_;
+  std::unique_ptr<scheduler::Scheduler> scheduler_;
+  std::unique_ptr<StepRunner> runner_;
+  std::map<RequestId, std::unique_ptr<RequestState>> requests_;
+  std::map<SequenceId, SampleState*> sequences_;
+  SequenceId next_sequence_ = 1;
+  StepStatistics step_stats_;
+
+  // Shared with the callers, under mu_.
+  mutable std::mutex mu_;
+  std::condition_variable wake_;  // engine thread: something arrived
+  std::condition_variable idle_;  // Drain: a request ended
+  std::vector<std::unique_ptr<RequestState>> inbox_;
+  std::vector<RequestId> cancelled_;
+  bool draining_ = false, abandon_ = false, stopping_ = false;
+  int64_t live_requests_ = 0, queued_sequences_ = 0, queued_tokens_ = 0;
+  RequestId next_request_ = 1;
+  std::mt19937_64 seed_source_;
+  EngineStats stats_;
+
+  std::thread thread_;
+};
+
+absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
+  const model::ModelConfig& model = checkpoint.config();
+  scheduler::SchedulerConfig& sched = config_.scheduler;
+  if (sched.max_model_len < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_model_len: ", sched.max_model_len, " is less than 2"));
+  }
+  if (sched.max_model_len > model.max_position) {
+    return absl::InvalidArgumentError(absl::StrCat("max_model_len: ", sched.max_model_len,
+                                                   " is more than the model's context of ",
+                                                   model.max_position));
+  }
+  if (sched.num_pages == 0) {
+    sched.num_pages =
+        config_.kv_cache_bytes / PageBytes(model, sched.page_tokens, config_.kv_cache_dtype);
+    if (sched.num_pages == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("kv_cache_bytes: ", config_.kv_cache_bytes, " do not hold one page of ",
+                       PageBytes(model, sched.page_tokens, config_.kv_cache_dtype), " bytes"));
+    }
+  }
+  limits_ = {.vocab_size = model.vocab_size,
+             .max_model_len = sched.max_model_len,
+             .page_tokens = sched.page_tokens,
+             .num_pages = sched.num_pages,
+             .max_logprobs = config_.max_logprobs,
+             .max_n = config_.max_n};
+  // The queue is bounded in Submit, which knows requests that the engine thread has not seen yet.
+  scheduler::SchedulerConfig inner = sched;
+  inner.max_queued_requests = std::numeric_limits<int64_t>::max() / 2;
+  inner.max_queued_tokens = std::numeric_limits<int64_t>::max() / 2;
+  absl::StatusOr<std::unique_ptr<scheduler::Scheduler>> created =
+      scheduler::Scheduler::Create(inner);
+  if (!created.ok()) return created.status();
+  scheduler_ = *std::move(created);
+
+  absl::StatusOr<std::unique_ptr<model::Transformer>> transformer = model::Transformer::Load(
+      *backend_, checkpoint,
+      {.max_batch_rows = std::max(sched.max_num_batched_tokens, sched.max_num_seqs),
+       .max_logit_rows = std::min(sched.max_num_seqs, kMaxLogitRows),
+       .max_model_len = sched.max_model_len});
+  if (!transformer.ok()) return transformer.status();
+  transformer_ = *std::move(transformer);
+  absl::StatusOr<std::unique_ptr<kernels::KvCache>> cache =
+      backend_->CreateKvCache({.num_layers = model.num_layers,
+                               .num_kv_heads = model.num_kv_heads,
+                               .head_dim = model.head_dim,
+                               .page_tokens = sched.page_tokens,
+                               .num_pages = sched.num_pages,
+                               .dtype = config_.kv_cache_dtype});
+  if (!cache.ok()) return cache.status();
+  cache_ = *std::move(cache);
+  runner_ = std::make_unique<StepRunner>(*backend_, *transformer_, *cache_,
+                                         config_.throughput_activations);
+
+  for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
+    PolicySupport& support = support_[policy];
+    absl::StatusOr<std::string> tag = backend_->NumericsTag(policy);
+    support.honoured = tag.ok();
+    if (!tag.ok()) {
+      support.refusal = std::string(tag.status().message());
+    } else if (kernels::IsStrong(policy)) {
+      support.numerics_id =
+          absl::StrCat(*tag, "/kv-", std::string(kernels::InfoOf(config_.kv_cache_dtype).name));
+    }
+  }
+  std::random_device entropy;
+  seed_source_.seed((static_cast<uint64_t>(entropy()) << 32) | entropy());
+  stats_.kv_cache_bytes = static_cast<int64_t>(cache_->size_bytes());
+  stats_.weight_bytes_in_memory = transformer_->weight_bytes();
+  stats_.scheduler = scheduler_->stats();
+  thread_ = std::thread([this] { Loop(); });
+  return absl::OkStatus();
+}
+
+absl::Status EngineImpl::Validate(const GenerationRequest& request) const {
+  absl::Status status = ValidateRequest(request, limits_);
+  if (!status.ok()) return status;
+  const PolicySupport& support = support_.at(request.policy);
+  if (!support.honoured) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("determinism: ", std::string(NameOf(request.policy)),
+                     " cannot be honoured: ", support.refusal));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RequestId> EngineImpl::Submit(GenerationRequest request,
+                                             std::shared_ptr<ResponseSink> sink,
+                                             uint64_t* seed_used) {
+  absl::Status valid = Validate(request);
+  if (!valid.ok()) return valid;
+  auto state = std::make_unique<RequestState>();
+  state->max_output_tokens = MaxOutputTokens(request, limits_);
+  state->request = std::move(request);
+  state->sink = std::move(sink);
+  state->arrival = absl::Now();
+  const int64_t sequences = state->request.sampling.n;
+  const int64_t tokens = sequences * static_cast<int64_t>(state->request.prompt.size());
+  RequestId id;
+  {
+    std::lock_guard lock(mu_);
+    if (draining_ || stopping_) return absl::UnavailableError("the server is shutting down");
+    if (queued_sequences_ + sequences > config_.scheduler.max_queued_requests) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the queue is full: ", queued_sequences_, " of at most ",
+                       config_.scheduler.max_queued_requests, " sequences are waiting"));
+    }
+    if (queued_tokens_ + tokens > config_.scheduler.max_queued_tokens) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the queue is full: ", queued_tokens_, " of at most ",
+                       config_.scheduler.max_queued_tokens, " prompt tokens are waiting"));
+    }
+    queued_sequences_ += sequences;
+    queued_tokens_ += tokens;
+    ++live_requests_;
+    id = next_request_++;
+    state->id = id;
+    state->seed =
+        state->request.sampling.seed.has_value() ? *state->request.sampling.seed : seed_source_();
+    if (seed_used != nullptr) *seed_used = state->seed;
+    inbox_.push_back(std::move(state));
+  }
+  wake_.notify_one();
+  return id;
+}
+
+void EngineImpl::Cancel(RequestId id) {
+  {
+    std::lock_guard lock(mu_);
+    cancelled_.push_back(id);
+  }
+  wake_.notify_one();
+}
+
+void EngineImpl::Drain(absl::Time deadline) {
+  std::unique_lock lock(mu_);
+  draining_ = true;
+  const auto until = absl::ToChronoTime(std::min(deadline, absl::Now() + absl::Hours(24 * 365)));
+  idle_.wait_until(lock, until, [this] { return live_requests_ == 0; });
+  if (live_requests_ == 0) return;
+  abandon_ = true;
+  wake_.notify_one();
+  idle_.wait(lock, [this] { return live_requests_ == 0; });
+}
+
+void EngineImpl::Loop() {
+  while (TakeInbox()) {
+    const absl::Time now = absl::Now();
+    ExpireDeadlines(now);
+    const StepPlan plan = scheduler_->Plan(now);
+    step_stats_.schedule += absl::Now() - now;
+    if (plan.empty()) {
+      // A plan may preempt or admit although nothing runs; only spans need the model.
+      NoteAdmissions(plan, now);
+      scheduler_->CommitStep(plan, scheduler::kThroughputClass);
+      WaitForWork(now);
+      continue;
+    }
+    RunStep(plan, now);
+    PublishStats();
+  }
+}
+
+bool EngineImpl::TakeInbox() {
+  std::vector<std::unique_ptr<RequestState>> arrived;
+  std::vector<RequestId> cancelled;
+  bool abandon, stopping;
+  {
+    std::lock_guard lock(mu_);
+    arrived.swap(inbox_);
+    cancelled.swap(cancelled_);
+    abandon = abandon_;
+    stopping = stopping_;
+  }
+  for (std::unique_ptr<RequestState>& request : arrived) StartRequest(std::move(request));
+  for (RequestId id : cancelled) EndRequest(id, absl::CancelledError("the request was cancelled"));
+  if (abandon || stopping) {
+    while (!requests_.empty()) {
+      EndRequest(requests_.begin()->first, absl::UnavailableError("the server is shutting down"));
+    }
+  }
+  return !stopping;
+}
+
+void EngineImpl::StartRequest(std::unique_ptr<RequestState> request) {
+  RequestState& state = *request;
+  requests_.emplace(state.id, std::move(request));
+  // With a prefix cache the first sample computes the prompt and the others read its pages.
+  const int32_t n = state.request.sampling.n;
+  const bool share =
+      n > 1 && config_.scheduler.enable_prefix_caching && state.request.read_prefix_cache &&
+      static_cast<int64_t>(state.request.prompt.size()) > config_.scheduler.page_tokens;
+  StartSamples(state, share ? 1 : n, absl::Now());
+}
+
+void EngineImpl::StartSamples(RequestState& request, int32_t count, absl::Time now) {
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t index = request.next_sample++;
+    const SequenceId id = next_sequence_++;
+    const bool is_strong = kernels::IsStrong(request.request.policy);
+    absl::Status added =
+        scheduler_->Add({.id = id,
+                         .prompt = request.request.prompt,
+                         .max_new_tokens = request.max_output_tokens,
+                         .numerics_class = is_strong ? kStrongClass : scheduler::kThroughputClass,
+                         .cache_salt = request.request.cache_salt,
+                         .read_prefix_cache = request.request.read_prefix_cache &&
+                                              !(request.wants_prompt_logprobs() && index == 0)},
+                        now);
+    if (!added.ok()) {
+      EndRequest(request.id,
+                 absl::InternalError(absl::StrCat("scheduler: ", std::string(added.message()))));
+      return;
+    }
+    auto sample = std::make_unique<SampleState>(request, id, index, tokenizer_);
+    sequences_[id] = sample.get();
+    request.samples[index] = std::move(sample);
+  }
+}
+
+void EngineImpl::ExpireDeadlines(absl::Time now) {
+  for (auto it = requests_.begin(); it != requests_.end();) {
+    const RequestState& request = *(it++)->second;  // EndRequest erases
+    if (request.request.deadline <= now) {
+      EndRequest(request.id, absl::DeadlineExceededError("the request's deadline has passed"));
+    }
+  }
+}
+
+void EngineImpl::LeaveQueue(RequestState& request) {
+  if (!std::exchange(request.waiting_in_queue, false)) return;
+  const int64_t sequences = request.request.sampling.n;
+  std::lock_guard lock(mu_);
+  queued_sequences_ -= sequences;
+  queued_tokens_ -= sequences * static_cast<int64_t>(request.request.prompt.size());
+}
+
+void EngineImpl::NoteAdmissions(const StepPlan& plan, absl::Time now) {
+  for (SequenceId id : plan.preempted) ++sequences_.at(id)->request().preemptions;
+  for (SequenceId id : plan.admitted) {
+    RequestState& request = sequences_.at(id)->request();
+    if (!request.waiting_in_queue) continue;
+    LeaveQueue(request);
+    request.first_scheduled = now;
+    for (const scheduler::ScheduledSpan& span : plan.spans) {
+      if (span.sequence == id) request.cached_prompt_tokens = span.first_position;
+    }
+  }
+}
+
+void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
+  NoteAdmissions(plan, now);
+  StepOutcome outcome;
+  absl::Status status = runner_->Run(plan, sequences_, outcome);
+  const absl::Time computed = absl::Now();
+  scheduler_->CommitStep(plan, status.ok() ? outcome.written_by : scheduler::kThroughputClass);
+  step_stats_.schedule += absl::Now() - computed;
+  ++step_stats_.steps;
+  step_stats_.tokens += plan.num_tokens;
+  step_stats_.model += outcome.model_time;
+  step_stats_.sample += outcome.sample_time;
+  if (!status.ok()) {
+    std::vector<RequestId> failed;
+    for (const scheduler::ScheduledSpan& span : plan.spans) {
+      failed.push_back(sequences_.at(span.sequence)->request().id);
+    }
+    for (RequestId id : failed) EndRequest(id, status, /*poisoned=*/true);
+    return;
+  }
+  if (outcome.written_by != scheduler::kThroughputClass) ++step_stats_.strong_steps;
+  step_stats_.ride_along_rows += outcome.ride_along_rows;
+  const absl::Time emit_start = absl::Now();
+  Deliver(outcome);
+  step_stats_.emit += absl::Now() - emit_start;
+}
+
+void EngineImpl::Deliver(StepOutcome& outcome) {
+  // A request that ends early takes its other rows of this step with it, so rows are looked up by
+  // sequence id.
+  std::vector<SequenceId> ids;
+  ids.reserve(outcome.rows.size());
+  for (const RowOutcome& row : outcome.rows) ids.push_back(row.sample->id());
+  for (size_t i = 0; i < outcome.rows.size(); ++i) {
+    const auto it = sequences_.find(ids[i]);
+    if (it == sequences_.end()) continue;
+    RowOutcome& row = outcome.rows[i];
+    if (!row.sampled.finite) {
+      EndRequest(it->second->request().id,
+                 absl::InternalError(
+                     absl::StrCat("the logits at position ", row.position, " hold NaN or Inf")),
+                 /*poisoned=*/true);
+    } else if (row.is_prompt_row) {
+      TakePromptRow(it->second->request(), row);
+    } else {
+      TakeSampledRow(*it->second, row.sampled);
+    }
+  }
+}
+
+void EngineImpl::TakePromptRow(RequestState& request, RowOutcome& row) {
+  if (request.prompt_logprobs.empty()) request.prompt_logprobs.push_back({.chosen = {.token = -1}});
+  request.prompt_logprobs.push_back({row.sampled.chosen, std::move(row.sampled.top)});
+  request.prompt_logprobs_done = row.position + 1;
+}
+
+void EngineImpl::TakeSampledRow(SampleState& sample, const kernels::SampledRow& sampled) {
+  RequestState& request = sample.request();
+  const int32_t index = sample.index();
+  const SequenceId sequence = sample.id();
+  if (request.first_token == absl::InfiniteFuture()) {
+    request.first_token = absl::Now();
+    if (request.wants_prompt_logprobs()) {
+      if (request.prompt_logprobs.empty())
+        request.prompt_logprobs.push_back({.chosen = {.token = -1}});
+      request.sink->OnPromptLogprobs(std::move(request.prompt_logprobs));
+    }
+  }
+  std::optional<FinishedEvent> finished;
+  DeltaEvent delta = sample.TakeToken(sampled, finished);
+  ++request.output_tokens;
+  ++step_stats_.generated_tokens;
+  request.sink->OnDelta(std::move(delta));
+  if (request.next_sample < request.request.sampling.n) {
+    const RequestId id = request.id;
+    StartSamples(request, request.request.sampling.n - request.next_sample, absl::Now());
+    if (!requests_.contains(id)) return;
+  }
+  if (!finished.has_value()) {
+    scheduler_->AppendToken(sequence, sampled.token);
+    return;
+  }
+  request.sink->OnFinished(*std::move(finished));
+  EndSample(request, index);
+}
+
+void EngineImpl::EndSample(RequestState& request, int32_t index) {
+  const auto it = request.samples.find(index);
+  scheduler_->Remove(it->second->id());
+  sequences_.erase(it->second->id());
+  request.samples.erase(it);
+  if (request.samples.empty() && request.next_sample == request.request.sampling.n) {
+    FinishRequest(request, absl::OkStatus());
+  }
+}
+
+void EngineImpl::EndRequest(RequestId id, const absl::Status& status, bool poisoned) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  RequestState& request = *it->second;
+  for (const auto& [index, sample] : request.samples) {
+    scheduler_->Remove(sample->id(), poisoned);
+    sequences_.erase(sample->id());
+  }
+  request.samples.clear();
+  FinishRequest(request, status);
+}
+
+void EngineImpl::FinishRequest(RequestState& request, const absl::Status& status) {
+  LeaveQueue(request);
+  const absl::Time now = absl::Now();
+  UsageEvent usage;
+  usage.prompt_tokens = static_cast<int64_t>(request.request.prompt.size());
+  usage.cached_prompt_tokens = request.cached_prompt_tokens;
+  usage.output_tokens = request.output_tokens;
+  usage.queue_time = std::min(request.first_scheduled, now) - request.arrival;
+  usage.time_to_first_token = std::min(request.first_token, now) - request.arrival;
+  usage.total_time = now - request.arrival;
+  usage.preemptions = request.preemptions;
+  // Published before the terminal call: whoever sees the end of a request also sees its pages free.
+  PublishStats();
+  request.sink->OnDone(status, usage);
+  requests_.erase(request.id);
+  {
+    std::lock_guard lock(mu_);
+    --live_requests_;
+  }
+  idle_.notify_all();
+}
+
+void EngineImpl::WaitForWork(absl::Time now) {
+  absl::Time until = now + absl::Hours(1);
+  if (const std::optional<absl::Time> wakeup = scheduler_->NextWakeup(now))
+    until = std::min(until, *wakeup);
+  for (const auto& [id, request] : requests_) until = std::min(until, request->request.deadline);
+  {
+    std::unique_lock lock(mu_);
+    wake_.wait_until(lock, absl::ToChronoTime(until), [this] {
+      return !inbox_.empty() || !cancelled_.empty() || stopping_ ||
+             (abandon_ && live_requests_ > 0);
+    });
+  }
+  step_stats_.idle += absl::Now() - now;
+}
+
+void EngineImpl::PublishStats() {
+  const scheduler::SchedulerStats scheduler_stats = scheduler_->stats();
+  std::lock_guard lock(mu_);
+  stats_.steps = step_stats_;
+  stats_.scheduler = scheduler_stats;
+  stats_.engine_cpu_time = ThreadCpuTime();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config,
+                                                       std::unique_ptr<kernels::Backend> backend,
+                                                       const model::Checkpoint& checkpoint,
+                                                       const model::Tokenizer& tokenizer) {
+  auto engine = std::make_unique<EngineImpl>(config, std::move(backend), tokenizer);
+  absl::Status started = engine->Start(checkpoint);
+  if (!started.ok()) return started;
+  return engine;
+}
+
+}  // namespace verbatim::engine
