@@ -7,7 +7,8 @@ endif()
 
 add_library(verbatim_flags INTERFACE)
 target_include_directories(verbatim_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
-target_compile_options(verbatim_flags INTERFACE -Wall -Wextra -Werror -ffp-contract=off)
+target_compile_options(verbatim_flags INTERFACE -Wall -Wextra -Werror -Wno-missing-field-initializers
+                       -ffp-contract=off)
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
 
 if(VERBATIM_SANITIZER)
