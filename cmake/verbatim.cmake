@@ -36,6 +36,9 @@ function(verbatim_library name)
   target_link_libraries(${name} PUBLIC verbatim_flags ${ARG_DEPS})
 endfunction()
 
+# Every test labelled "concurrency": what ./run test builds and runs under ThreadSanitizer.
+add_custom_target(concurrency_tests)
+
 # verbatim_test(name SOURCES a_test.cc DEPS verbatim_model LABELS unit): one GoogleTest binary, one CTest entry.
 # The test runs with the source tree as working directory, so fixtures are named relative to it.
 function(verbatim_test name)
@@ -45,6 +48,9 @@ function(verbatim_test name)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
+  endif()
+  if("concurrency" IN_LIST ARG_LABELS)
+    add_dependencies(concurrency_tests ${name})
   endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
