@@ -1,0 +1,111 @@
+// Attention over the paged cache in host memory.
+#include "kernels/cpu/attention.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/attention_plan.h"
+#include "kernels/cpu/kv_cache.h"
+
+namespace verbatim::kernels::cpu {
+namespace {
+
+AttentionKernel KernelFor(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return isa_avx512::GetAttentionKernel();
+  if (isa == Isa::kAvx2) return isa_avx2::GetAttentionKernel();
+#else
+  (void)isa;
+#endif
+  return isa_scalar::GetAttentionKernel();
+}
+
+absl::Status Check(const AttentionParams& params, const CpuKvCache* cache) {
+  if (cache == nullptr) {
+    return absl::InvalidArgumentError("Attention: the cache is not one of this backend");
+  }
+  const KvCacheConfig& config = cache->config();
+  if (params.num_heads < 1 || params.num_heads % config.num_kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("Attention: num_heads ", params.num_heads,
+                                                   " is not a multiple of num_kv_heads ",
+                                                   config.num_kv_heads));
+  }
+  const int64_t row_elements = params.num_heads * config.head_dim;
+  if (params.q == nullptr || params.y == nullptr || params.q_stride < row_elements ||
+      params.y_stride < row_elements) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("Attention: q_stride ", params.q_stride, " or y_stride ", params.y_stride,
+                     " is below a row's ", row_elements, " elements, or q or y is missing"));
+  }
+  if (absl::Status status = CheckSpans(*cache, params.layer, params.spans); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("Attention: ", std::string(status.message())));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Attention(const CpuContext& context, const AttentionParams& params) {
+  if (std::all_of(params.spans.begin(), params.spans.end(),
+                  [](const SequenceSpan& span) { return span.num_rows == 0; })) {
+    return absl::OkStatus();
+  }
+  const auto* cache = dynamic_cast<const CpuKvCache*>(params.cache);
+  if (absl::Status status = Check(params, cache); !status.ok()) return status;
+
+  const KvCacheConfig& config = cache->config();
+  const int64_t element_bytes = config.dtype == DType::kF32 ? 4 : 2;
+  const bool strong = IsStrong(params.mode.policy);
+  const AttentionCall call = {
+      .pages = cache->Head(params.layer, 0, 0),
+      .page_bytes = cache->head_elements() * config.num_kv_heads * element_bytes,
+      .head_bytes = cache->head_elements() * element_bytes,
+      .v_offset = cache->v_offset(),
+      .v_stride = cache->v_stride(),
+      .page_tokens = config.page_tokens,
+      .head_dim = config.head_dim,
+      .bf16_pages = config.dtype == DType::kBF16,
+      .heads_per_kv = params.num_heads / config.num_kv_heads,
+      .scale = params.scale,
+      .q = params.q,
+      .q_stride = params.q_stride,
+      .y = params.y,
+      .y_stride = params.y_stride,
+      .strong = strong,
+      .round_output = !strong && params.mode.activations == ActivationType::kBF16,
+  };
+  // One plan a calling thread: the engine calls once a layer, and the memory is worth keeping.
+  thread_local AttentionPlan plan_of_thread;
+  AttentionPlan& plan = plan_of_thread;
+  PlanAttention({.num_kv_heads = config.num_kv_heads,
+                 .heads_per_kv = call.heads_per_kv,
+                 .v_stride = call.v_stride,
+                 .strong = strong},
+                params.spans, context.pool->threads(), &plan);
+  const AttentionKernel kernel = KernelFor(context.isa);
+  const auto run = [&](int thread) {
+    for (const AttentionWork& work : plan.work[thread]) {
+      const AttentionTile& tile = plan.tiles[work.tile];
+      if (work.state < 0) {
+        kernel.whole(call, tile);
+      } else {
+        kernel.piece(call, tile, work.begin, work.end, plan.states.data() + work.state);
+      }
+    }
+  };
+  const bool alone = std::all_of(plan.work.begin() + 1, plan.work.end(),
+                                 [](const auto& work) { return work.empty(); });
+  if (alone) {
+    run(0);
+  } else {
+    context.pool->Run(run);
+  }
+  for (const AttentionJoin& join : plan.joins) {
+    kernel.join(call, plan.tiles[join.tile], plan.states.data() + join.first_state,
+                join.state_elements, plan.begins.data() + join.first_begin, join.count);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace verbatim::kernels::cpu

@@ -1,0 +1,2 @@
+// Attention kernels in AVX2.
+#include "kernels/cpu/attention.inc"

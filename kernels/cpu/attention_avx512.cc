@@ -1,0 +1,2 @@
+// Attention kernels in AVX-512.
+#include "kernels/cpu/attention.inc"

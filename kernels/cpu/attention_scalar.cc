@@ -1,0 +1,2 @@
+// Attention kernels in plain C++.
+#include "kernels/cpu/attention.inc"

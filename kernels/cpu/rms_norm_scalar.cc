@@ -1,0 +1,2 @@
+// RMSNorm kernels in plain C++.
+#include "kernels/cpu/rms_norm.inc"

@@ -1,0 +1,2 @@
+// Rotary-embedding kernels in AVX2.
+#include "kernels/cpu/rope.inc"

@@ -1,0 +1,2 @@
+// Rotary-embedding kernels in AVX-512.
+#include "kernels/cpu/rope.inc"

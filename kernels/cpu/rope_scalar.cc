@@ -1,0 +1,2 @@
+// Rotary-embedding kernels in plain C++.
+#include "kernels/cpu/rope.inc"

@@ -1,0 +1,2 @@
+// SwiGLU kernels in AVX2.
+#include "kernels/cpu/swiglu.inc"

@@ -1,0 +1,2 @@
+// SwiGLU kernels in AVX-512.
+#include "kernels/cpu/swiglu.inc"

@@ -1,0 +1,2 @@
+// SwiGLU kernels in plain C++.
+#include "kernels/cpu/swiglu.inc"
