@@ -182,8 +182,8 @@ class SafetensorsCheckpoint : public TensorCheckpoint {
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenSafetensorsCheckpoint(const std::string& path) {
   std::error_code error;
   const bool is_directory = fs::is_directory(path, error);
-  std::string directory = is_directory ? path : fs::path(path).parent_path().string();
-  if (directory.empty()) directory = ".";
+  const fs::path parent = fs::path(path).parent_path();
+  const std::string directory = is_directory ? path : parent.empty() ? "." : parent.string();
   absl::StatusOr<ModelConfig> config = ReadHuggingFaceConfig(directory);
   if (!config.ok()) return config.status();
   Shards shards;
