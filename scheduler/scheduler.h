@@ -74,13 +74,14 @@ class Scheduler {
   virtual StepPlan Plan(absl::Time now) = 0;
 
   // Tells that the planned step has run with kernels of class `written_by` (kThroughputClass, or
-  // the strong class whose kernels all rows went through). Its positions count as computed and full
-  // pages enter the prefix cache. A page has a strong class only if it and its whole prefix were
-  // written by kernels of that class.
+  // the strong class whose kernels all rows went through; with kThroughputClass the rows of strong
+  // sequences count as written by kernels of their own class, which they must always be). Its
+  // positions count as computed and full pages enter the prefix cache. A page has a strong class
+  // only if it and its whole prefix were written by kernels of that class.
   virtual void CommitStep(const StepPlan& plan, NumericsClass written_by) = 0;
 
-  // Appends the token that a sampling span produced; to be called after CommitStep, before the next
-  // Plan.
+  // Appends the token that a sampling span produced (the last of max_new_tokens is appended too,
+  // but its position is never computed); to be called after CommitStep, before the next Plan.
   virtual void AppendToken(SequenceId id, int32_t token) = 0;
 
   // Forgets a sequence in any state (finished, cancelled, failed) and gives back its pages; pages
@@ -100,7 +101,8 @@ class Scheduler {
   virtual void ClearPrefixCache() = 0;
 
   // Walks all pages and sequences and returns INTERNAL describing the first inconsistency (leak,
-  // double ownership, wrong count). For tests and debug builds.
+  // double ownership, wrong count) or the first call that broke this contract. For tests and debug
+  // builds.
   virtual absl::Status CheckIntegrity() const = 0;
 };
 
