@@ -160,4 +160,9 @@ inline Vec SelectLess(Vec a, Vec b, Vec x, Vec y) { return a.v < b.v ? x : y; }
 
 #endif
 
+// Broadcasts that argument-dependent lookup finds, for code written over any vector type
+// (kernels/numerics/elementary.h).
+inline Vec BroadcastAs(Vec, float x) { return Broadcast(x); }
+inline IntVec BroadcastAs(IntVec, int32_t x) { return BroadcastInt(x); }
+
 }  // namespace verbatim::kernels::cpu::VERBATIM_ISA_NAMESPACE

@@ -9,6 +9,8 @@
 
 #if defined(__CUDACC__)
 #define VERBATIM_HD __host__ __device__ __forceinline__
+#define VERBATIM_HD_LAMBDA __attribute__((always_inline))
 #else
 #define VERBATIM_HD inline __attribute__((always_inline))
+#define VERBATIM_HD_LAMBDA __attribute__((always_inline))  // after a lambda's parameters
 #endif
