@@ -41,6 +41,8 @@ class Tokenizer {
   // The bytes a token stands for in the middle of a text (may be part of a UTF-8 character); for a
   // special token its text. Empty for ids out of range.
   virtual std::string_view TokenBytes(int32_t id) const = 0;
+  // The same for the token that begins a text, where some tokenizers drop a leading space.
+  virtual std::string_view FirstTokenBytes(int32_t id) const = 0;
   virtual bool IsSpecial(int32_t id) const = 0;
 
   // Whole-text decoding; invalid UTF-8 becomes U+FFFD. Applies the tokenizer's own leading-space
