@@ -90,25 +90,24 @@ void PrefixCache::Publish(PageId page, PageId parent, const std::string& salt, c
   }
 }
 
-void PrefixCache::Withdraw(PageId page) {
-  if (pages_[page].node == kNoNode) return;
-  std::vector<NodeId> below;
-  const auto add_children = [&](NodeId node) {
-    for (NodeId child = nodes_[node].first_child; child != kNoNode;
-         child = nodes_[child].next_sibling) {
-      below.push_back(child);
-    }
-  };
-  add_children(pages_[page].node);
+void PrefixCache::Withdraw(const std::string& salt, const Digest& root,
+                           absl::Span<const Digest> digests, absl::Span<const int32_t> tokens) {
+  NodeId top = FindRoot(salt, root);
+  for (size_t i = 0; i < digests.size() && top != kNoNode; ++i) {
+    top = FindChild(top, digests[i], tokens.subspan(i * page_tokens_, page_tokens_));
+  }
+  if (top == kNoNode) return;
+  std::vector<NodeId> subtree = {top};
   std::vector<PageId> victims;
-  for (size_t i = 0; i < below.size(); ++i) {
-    const Node& node = nodes_[below[i]];
+  for (size_t i = 0; i < subtree.size(); ++i) {
+    const Node& node = nodes_[subtree[i]];
     // Spares first: otherwise they would take the place of the variant that leaves.
     victims.insert(victims.end(), node.spares.begin(), node.spares.end());
     victims.insert(victims.end(), node.variants.begin(), node.variants.end());
-    add_children(below[i]);
+    for (NodeId child = node.first_child; child != kNoNode; child = nodes_[child].next_sibling) {
+      subtree.push_back(child);
+    }
   }
-  victims.push_back(page);
   for (const PageId victim : victims) Detach(victim);
 }
 

@@ -62,9 +62,11 @@ class PrefixCache {
   void Publish(PageId page, PageId parent, const std::string& salt, const Digest& root,
                const Digest& digest, absl::Span<const int32_t> tokens, NumericsClass written_class);
 
-  // Withdraws a page and all pages whose content continues it: nobody finds them from now on, and
-  // nothing that continues them will be published. Those in use stay with their users.
-  void Withdraw(PageId page);
+  // Withdraws all pages of the content that `digests` names (at least one, as for Find) and of
+  // everything that continues it: nobody finds them from now on, and their users publish nothing
+  // after them. Those in use stay with their users.
+  void Withdraw(const std::string& salt, const Digest& root, absl::Span<const Digest> digests,
+                absl::Span<const int32_t> tokens);
 
   // Frees all idle pages.
   void Clear();

@@ -143,8 +143,7 @@ void SchedulerBase::TakeCachedPrefix(Sequence& sequence) {
     cache_.Ref(page);
     sequence.RecordWriter(cache_.written_class(page));
   }
-  sequence.hit_pages = static_cast<int64_t>(sequence.pages.size());
-  sequence.computed = sequence.hit_pages * config_.page_tokens;
+  sequence.computed = static_cast<int64_t>(sequence.pages.size()) * config_.page_tokens;
   prefix_queried_tokens_ += static_cast<int64_t>(sequence.tokens.size());
   prefix_hit_tokens_ += sequence.computed;
 }
@@ -171,13 +170,14 @@ void SchedulerBase::CommitStep(const StepPlan& plan, NumericsClass written_by) {
       }
     }
     sequence.RecordWriter(writer);
-    const int64_t first_filled = sequence.computed / config_.page_tokens;
+    const int64_t first_page = sequence.computed / config_.page_tokens;
+    sequence.first_written_page = std::min(sequence.first_written_page, first_page);
     sequence.computed += span.num_tokens;
     sequence.awaits_token = sequence.planned_samples;
     sequence.planned = 0;
     sequence.planned_samples = false;
     if (config_.enable_prefix_caching) {
-      PublishPages(sequence, first_filled, sequence.computed / config_.page_tokens);
+      PublishPages(sequence, first_page, sequence.computed / config_.page_tokens);
     }
   }
   step_open_ = false;
@@ -216,12 +216,13 @@ void SchedulerBase::Remove(SequenceId id, bool poisoned) {
   const auto it = sequences_.find(id);
   if (it == sequences_.end()) return;
   Sequence& sequence = *it->second;
+  const size_t first_written = static_cast<size_t>(sequence.first_written_page);
+  if (poisoned && first_written < sequence.digests.size()) {
+    cache_.Withdraw(sequence.cache_salt, sequence.root_digest,
+                    absl::MakeConstSpan(sequence.digests).subspan(0, first_written + 1),
+                    sequence.tokens);
+  }
   if (sequence.running) {
-    if (poisoned) {
-      for (size_t i = sequence.hit_pages; i < sequence.pages.size(); ++i) {
-        cache_.Withdraw(sequence.pages[i]);
-      }
-    }
     ReleasePages(sequence);
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
   } else {
@@ -244,7 +245,7 @@ void SchedulerBase::Preempt(Sequence& sequence, StepPlan* plan) {
 void SchedulerBase::ReleasePages(Sequence& sequence) {
   for (size_t i = sequence.pages.size(); i > 0; --i) cache_.Release(sequence.pages[i - 1]);
   sequence.pages.clear();
-  sequence.computed = sequence.hit_pages = 0;
+  sequence.computed = 0;
   sequence.history.reset();
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -32,20 +33,20 @@ struct Sequence {
   bool running = false;  // admitted
   bool started = false;  // admitted and its cached prefix taken over
 
-  // Positions 0 … computed − 1 are in `pages`, which cover them exactly; the first hit_pages pages
-  // came from the prefix cache. All pages but a last partial one are full and read-only.
+  // Positions 0 … computed − 1 are in `pages`, which cover them exactly. All pages but a last
+  // partial one are full and read-only.
   int64_t computed = 0;
-  int64_t hit_pages = 0;
   std::vector<PageId> pages;
   // Class of kernels that wrote every position so far (kThroughputClass when they differ); nullopt
   // before the first.
   std::optional<NumericsClass> history;
+  // First page that it ever wrote to, before or after a preemption.
+  int64_t first_written_page = std::numeric_limits<int64_t>::max();
 
   int32_t planned = 0;           // tokens of the planned step
   bool planned_samples = false;  // its span yields a token
   bool awaits_token = false;     // the committed span yielded a token that was not appended yet
 
-  int64_t num_generated() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens; }
   // Positions that can be computed now.
   int64_t pending() const {
     return std::min(static_cast<int64_t>(tokens.size()), max_positions) - computed;
