@@ -161,7 +161,7 @@ TEST(PrefixCache, ThroughputReaderKeepsAStrongClassWhileItCan) {
 }
 
 TEST(PrefixCache, WithdrawReachesEveryVariantAndContinuation) {
-  PrefixCache cache(8, 1);
+  PrefixCache cache(10, 1);
   Holder a = MakeHolder("", {1, 2, 3}, 1), b = MakeHolder("", {1, 2, 4}, 1),
          twin = MakeHolder("", {1, 2, 3}, 1);
   Fill(cache, a, 1, 0);
@@ -179,7 +179,7 @@ TEST(PrefixCache, WithdrawReachesEveryVariantAndContinuation) {
   ReleaseAll(cache, twin);
   ReleaseAll(cache, b);
   cache.Release(page);
-  EXPECT_EQ(cache.available(), 8);
+  EXPECT_EQ(cache.available(), 10);
   EXPECT_EQ(cache.num_idle(), 2);  // position 0 in classes 0 and 1
 }
 
@@ -282,8 +282,9 @@ TEST_P(PrefixCacheProperty, HitsHoldTheAskedContentWhateverTheDigests) {
     hits += model.hits;
     evictions += model.evictions;
   }
-  EXPECT_GT(hits, GetParam() == 0 ? -1 : 1000);
-  EXPECT_GT(evictions, GetParam() == 0 ? -1 : 1000);
+  // With 0 bits even the root has the digest of its children, so nothing can be cached.
+  EXPECT_GT(hits, GetParam() == 0 ? -1 : 100);
+  EXPECT_GT(evictions, GetParam() == 0 ? -1 : 100);
 }
 
 INSTANTIATE_TEST_SUITE_P(DigestBits, PrefixCacheProperty, testing::Values(0, 1, 2, 4, 256));
