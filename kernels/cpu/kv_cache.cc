@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cpu {
 namespace {
@@ -26,13 +27,7 @@ int64_t CheckedProduct(int64_t a, int64_t b) {
 }
 
 void Convert(float x, float* out) { *out = x; }
-void Convert(float x, uint16_t* out) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-  *out =
-      static_cast<uint16_t>(((bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded) >> 16);
-}
+void Convert(float x, uint16_t* out) { *out = numerics::Bf16FromFloat(x); }
 
 // Rows [begin, end) of a span that lie in one page.
 template <class T>

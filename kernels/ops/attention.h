@@ -8,9 +8,11 @@
 // fma(p, v, o) in ascending position. Cuts join by an ascending left fold: m' = max(m, m_c), a =
 // exp(m − m'), b = exp(m_c − m'), l = l · a + l_c · b and o = o · a + o_c · b as two multiplies and
 // an add. The first block of a cut starts from m = its max, l = +0, o = +0 without a rescale; y = o
-// / l, one IEEE division. Positions that are not visible are absent: not multiplied by zero.
-// THROUGHPUT: any order, split-KV where it pays; with bf16 activations q and p are not rounded, y
-// is.
+// / l, one IEEE division. Positions that are not visible are absent: not multiplied by zero. A
+// block's max is found by comparison with -inf as its start, so it passes over NaN; a NaN score
+// reaches p, and through it every output of that row and head, and nothing else. (The sign of a
+// zero max reaches nothing: exp(±0) = 1.) THROUGHPUT: any order, split-KV where it pays; with bf16
+// activations q and p are not rounded, y is.
 #pragma once
 
 #include <cstdint>

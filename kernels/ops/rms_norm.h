@@ -1,9 +1,10 @@
 // RMSNorm: y = (x · s) · w with s = 1 / sqrt(mean(x²) + eps), over groups of `cols` consecutive
 // elements.
 //
-// Reduction order: the row-reduction tree (32 lanes, chunks of 128) with fma(x, x, lane). s is one
-// IEEE division of 1 by one IEEE square root. Used for the residual stream (one group per row) and
-// for Qwen3's q/k norm (one group per head).
+// Reduction order: the row-reduction tree (32 lanes, chunks of 128) with fma(x, x, lane). The mean
+// is the sum divided by float(cols), one IEEE division; s is one IEEE division of 1 by one IEEE
+// square root of mean + eps. Used for the residual stream (one group per row) and for Qwen3's q/k
+// norm (one group per head).
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,141 @@
+// The backend that computes on the host's processor.
+#include "kernels/cpu/cpu_backend.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/embedding.h"
+#include "kernels/cpu/gather_rows.h"
+#include "kernels/cpu/kv_cache.h"
+#include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/rms_norm.h"
+#include "kernels/cpu/rope.h"
+#include "kernels/cpu/swiglu.h"
+
+namespace verbatim::kernels::cpu {
+
+absl::Status Sample(const CpuContext& context, const SamplingParams& params);  // sampling.cc
+
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr std::align_val_t kBufferAlignment{64};
+
+class HostBuffer final : public Buffer {
+ public:
+  HostBuffer(void* data, size_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  ~HostBuffer() override { ::operator delete(data_, kBufferAlignment); }
+  HostBuffer(const HostBuffer&) = delete;
+  HostBuffer& operator=(const HostBuffer&) = delete;
+  void* data() override { return data_; }
+  size_t size_bytes() const override { return size_bytes_; }
+
+ private:
+  void* data_;
+  size_t size_bytes_;
+};
+
+// Cores in this process's affinity mask, at least one.
+int UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+  const unsigned cores = std::thread::hardware_concurrency();
+  return cores > 0 ? static_cast<int>(cores) : 1;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(const CpuBackendOptions& options) {
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads: ", options.threads, " is not from 0 to ", kMaxThreads));
+  }
+  const Isa widest = DetectIsa();
+  const Isa isa = options.isa.value_or(widest);
+  if (isa > widest) {
+    return absl::FailedPreconditionError(absl::StrCat("isa: this machine has no ",
+                                                      std::string(NameOf(isa)), ", its widest is ",
+                                                      std::string(NameOf(widest))));
+  }
+  const int threads = options.threads > 0 ? options.threads : std::min(UsableCores(), kMaxThreads);
+  return std::unique_ptr<Backend>(new CpuBackend(options, isa, threads));
+}
+
+CpuBackend::CpuBackend(const CpuBackendOptions& options, Isa isa, int threads)
+    : options_(options), pool_(threads), context_{.pool = &pool_, .isa = isa} {}
+
+std::string CpuBackend::Describe() const {
+  return absl::StrCat("cpu ", std::string(NameOf(context_.isa)), ", ", pool_.threads(),
+                      pool_.threads() == 1 ? " thread" : " threads");
+}
+
+absl::StatusOr<std::string> CpuBackend::NumericsTag(Policy policy) const {
+  if (IsStrong(policy)) return std::string("v1/portable/cpu-tree128");
+  return absl::StrCat("v1/throughput/cpu-", std::string(NameOf(context_.isa)), "-", pool_.threads(),
+                      "t");
+}
+
+absl::StatusOr<std::unique_ptr<Buffer>> CpuBackend::Allocate(size_t size_bytes) {
+  void* data = ::operator new(size_bytes, kBufferAlignment, std::nothrow);
+  if (data == nullptr) {
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", size_bytes, " bytes"));
+  }
+  return std::make_unique<HostBuffer>(data, size_bytes);
+}
+
+absl::Status CpuBackend::CopyToDevice(void* device, const void* host, size_t size_bytes) {
+  if (size_bytes > 0) memcpy(device, host, size_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::CopyToHost(void* host, const void* device, size_t size_bytes) {
+  if (size_bytes > 0) memcpy(host, device, size_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::Synchronize() { return absl::OkStatus(); }
+
+absl::StatusOr<std::unique_ptr<WeightMatrix>> CpuBackend::LoadMatrix(
+    absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) {
+  auto packed = PackMatrix(context_, parts, options, options_.gemm);
+  if (!packed.ok()) return packed.status();
+  return std::unique_ptr<WeightMatrix>(*std::move(packed));
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> CpuBackend::CreateKvCache(const KvCacheConfig& config) {
+  return CpuKvCache::Create(config);
+}
+
+absl::Status CpuBackend::Embedding(const EmbeddingParams& params) {
+  return cpu::Embedding(context_, params);
+}
+absl::Status CpuBackend::RmsNorm(const RmsNormParams& params) {
+  return cpu::RmsNorm(context_, params);
+}
+absl::Status CpuBackend::Gemm(const GemmParams& params) { return cpu::Gemm(context_, params); }
+absl::Status CpuBackend::Rope(const RopeParams& params) { return cpu::Rope(context_, params); }
+absl::Status CpuBackend::KvWrite(const KvWriteParams& params) {
+  return cpu::KvWrite(context_, params);
+}
+absl::Status CpuBackend::Attention(const AttentionParams& params) {
+  return cpu::Attention(context_, params);
+}
+absl::Status CpuBackend::SwiGlu(const SwiGluParams& params) {
+  return cpu::SwiGlu(context_, params);
+}
+absl::Status CpuBackend::GatherRows(const GatherRowsParams& params) {
+  return cpu::GatherRows(context_, params);
+}
+absl::Status CpuBackend::Sample(const SamplingParams& params) {
+  return cpu::Sample(context_, params);
+}
+
+}  // namespace verbatim::kernels::cpu
