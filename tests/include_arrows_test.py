@@ -20,10 +20,11 @@ ALLOWED = {
     "scheduler": [],
     "engine": ["model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
     "proto": [],
-    "server": ["engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto"],
-    "client": ["proto"],
-    "lab": ["client", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto"],
-    "cli": ["server", "client", "lab"],
+    "flags": [],
+    "server": ["engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
+    "client": ["proto", "flags"],
+    "lab": ["client", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
+    "cli": ["server", "client", "lab", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]
