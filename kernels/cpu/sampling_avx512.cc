@@ -1,0 +1,2 @@
+// Vocabulary passes of sampling in AVX-512.
+#include "kernels/cpu/sampling.inc"

@@ -1,0 +1,2 @@
+// Vocabulary passes of sampling in plain C++.
+#include "kernels/cpu/sampling.inc"
