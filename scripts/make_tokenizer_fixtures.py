@@ -7,6 +7,7 @@ The output depends on the seed in this file and the versions of those packages o
 """
 
 import argparse
+import collections
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from gguf import GGUFReader, GGUFWriter, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import chat_template_fixtures
 import tokenizer_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +44,12 @@ def special(text, **flags):
 
 def byte_level_alphabet():
     return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def alphabet_of(corpus, size):
+    """The most frequent characters. Left to itself the trainer breaks ties by the order of a hash map."""
+    counts = collections.Counter(c for text in corpus for c in text)
+    return [c for c, _ in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:size]]
 
 
 def train_byte_level(corpus, pattern, normalizer, vocab_size, alphabet, specials):
@@ -87,14 +95,14 @@ def make_qwen2(corpus):
 
 def make_digits(corpus):
     """ByteLevel's own pattern after digits, a leading space, and a vocabulary that lacks bytes (as SmolLM2's does)."""
-    alphabet = [c for c in byte_level_alphabet() if c.isascii() and c.isalnum()]
+    alphabet = [c for c in byte_level_alphabet() if c not in "#$%&@^~\u0100\u0101\u0102\u00f1\u00f2"]
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
     )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=700, limit_alphabet=150, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=700, limit_alphabet=len(alphabet), initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens([special("<|endoftext|>")])
     tokenizer.add_tokens(
@@ -113,7 +121,10 @@ def train_pieces(corpus, vocab_size, alphabet_size):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(METASPACE), normalizers.Replace(" ", METASPACE)])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(METASPACE, behavior="merged_with_next")
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, limit_alphabet=alphabet_size, show_progress=False)
+    alphabet = alphabet_of([t.replace(" ", METASPACE) for t in corpus], alphabet_size)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, limit_alphabet=alphabet_size, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     pieces = sorted(tokenizer.get_vocab().items(), key=lambda kv: kv[1])
     words = [p for p, _ in pieces if len(p) > 1]
@@ -283,6 +294,7 @@ def main():
         dump(f"{name}.tokenizer.json", json.loads(tokenizer.to_str()))
     write_byte_level_gguf("llama3.gguf", tokenizers["llama3"], "llama-bpe", "<|begin_of_text|>", "<|end_of_text|>")
     write_byte_level_gguf("qwen2.gguf", tokenizers["qwen2"], "qwen2", None, "<|endoftext|>")
+    dump("chat_templates.json", chat_template_fixtures.make())
     tokenizers["smollm2"] = smollm2_from_gguf(args.model)
 
     byte_tokens = {f"<0x{b:02X}>" for b in range(256)}
