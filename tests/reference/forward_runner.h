@@ -1,0 +1,59 @@
+// Runs a checkpoint's forward pass on the CPU backend for tests: prompts in, rows of logits out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/transformer.h"
+
+namespace verbatim::testing {
+
+using LogitRow = std::vector<float>;  // [vocab]
+
+// One sequence to run: logits are returned after each of `positions` (ascending).
+struct ForwardSequence {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> positions;
+};
+
+class ForwardRunner {
+ public:
+  // Sequences of up to `max_tokens` positions, up to `max_sequences` of them at once. Pages are
+  // handed out in an order that is not ascending, and start poisoned.
+  static absl::StatusOr<std::unique_ptr<ForwardRunner>> Create(const std::string& checkpoint_path,
+                                                               int64_t max_tokens,
+                                                               int64_t max_sequences);
+
+  // Prefills every sequence from position 0; rows[s][p] belongs to sequences[s].positions[p].
+  // chunk_tokens is the most tokens a sequence gets in one step (0: all of them); every step
+  // holds one chunk of every sequence that has tokens left.
+  absl::StatusOr<std::vector<std::vector<LogitRow>>> Prefill(
+      const std::vector<ForwardSequence>& sequences, const kernels::NumericMode& mode,
+      int64_t chunk_tokens);
+
+  // One decode step of sequence 0 of the last Prefill.
+  absl::StatusOr<LogitRow> Decode(int32_t token, int32_t position,
+                                  const kernels::NumericMode& mode);
+
+  const model::ModelConfig& config() const { return transformer_->config(); }
+
+ private:
+  ForwardRunner() = default;
+  absl::Status Step(const model::ForwardBatch& batch, const kernels::NumericMode& mode,
+                    const std::vector<int32_t>& rows, std::vector<LogitRow>& out);
+  void AppendSpan(model::ForwardBatch& batch, int64_t sequence, int32_t first_position,
+                  const int32_t* tokens, int32_t count) const;
+
+  std::unique_ptr<model::Checkpoint> checkpoint_;
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<model::Transformer> transformer_;
+  std::unique_ptr<kernels::KvCache> cache_;
+  std::vector<std::vector<int32_t>> pages_;  // [max_sequences][pages of max_tokens]
+};
+
+}  // namespace verbatim::testing
