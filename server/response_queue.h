@@ -1,0 +1,56 @@
+// The messages of one stream that the client has not been sent yet, merged so that a slow reader
+// costs few of them.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "engine/generation.h"
+#include "model/tokenizer.h"
+#include "verbatim/v1/verbatim.pb.h"
+
+namespace verbatim::server {
+
+// Keeps the order in which events came, except that deltas of one sample join into one message of
+// at most about kMessageBytes (clients refuse messages above 4 MiB by default). Not thread-safe.
+class ResponseQueue {
+ public:
+  static constexpr int64_t kMessageBytes = 256 << 10;
+
+  // The tokenizer gives the text of tokens in log-probabilities; it must outlive the queue.
+  explicit ResponseQueue(const model::Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+
+  void PushFirst(v1::Accepted accepted);  // goes before everything already queued
+  void Push(std::vector<engine::PositionLogprobs> prompt_logprobs);  // cut into several if large
+  void Push(engine::DeltaEvent event);
+  void Push(const engine::FinishedEvent& event);
+  void Push(const engine::UsageEvent& event);
+
+  // The next message; nullopt when there is none.
+  std::optional<v1::GenerateResponse> Pop();
+  void Clear();
+
+  bool empty() const { return events_.empty(); }
+  size_t size() const { return events_.size(); }
+  // Estimated size of the queued deltas on the wire.
+  int64_t delta_bytes() const { return delta_bytes_; }
+
+ private:
+  struct Delta {
+    engine::DeltaEvent event;
+    int64_t bytes = 0;
+  };
+  using Event = std::variant<v1::GenerateResponse, std::vector<engine::PositionLogprobs>, Delta>;
+
+  void ToProto(const engine::PositionLogprobs& in, v1::PositionLogprobs* out) const;
+  void ToProto(const kernels::TokenLogprob& in, v1::TokenLogprob* out) const;
+
+  const model::Tokenizer& tokenizer_;
+  std::deque<Event> events_;
+  int64_t delta_bytes_ = 0;
+};
+
+}  // namespace verbatim::server
