@@ -17,11 +17,10 @@
 #include "kernels/cpu/packed_matrix.h"
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/cpu/rope.h"
+#include "kernels/cpu/sampling.h"
 #include "kernels/cpu/swiglu.h"
 
 namespace verbatim::kernels::cpu {
-
-absl::Status Sample(const CpuContext& context, const SamplingParams& params);  // sampling.cc
 
 namespace {
 
