@@ -19,10 +19,6 @@
 
 namespace verbatim::model {
 
-// Applies a normalizer to valid UTF-8.
-absl::StatusOr<std::string> Normalize(const std::vector<NormalizerStep>& steps,
-                                      std::string_view text);
-
 class BpeTokenizer final : public Tokenizer {
  public:
   // Checks the whole specification (duplicate tokens, ids out of range, symbols missing);
