@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cmath>
 #include <random>
@@ -271,6 +272,16 @@ TEST_F(GgufTest, OverlapAndMisplacedDataAreNamed) {
   EXPECT_THAT(with_offset(~uint64_t{0} - 31), HasSubstr("past the end"));
 }
 
+TEST_F(GgufTest, CountsAreComparedWithTheFile) {
+  const std::string whole = SmallFile().Build();
+  for (const uint64_t count : {uint64_t{1} << 20, ~uint64_t{0}}) {
+    EXPECT_THAT(std::string(StatusOf(WithInteger(whole, 8, 8, count)).message()),
+                HasSubstr(absl::StrCat("offset 8: ", count, " tensors do not fit")));
+    EXPECT_THAT(std::string(StatusOf(WithInteger(whole, 16, 8, count)).message()),
+                HasSubstr(absl::StrCat("offset 16: ", count, " metadata entries do not fit")));
+  }
+}
+
 TEST_F(GgufTest, AlignmentIsHonoured) {
   GgufBuilder builder;
   builder.alignment = 128;
@@ -287,6 +298,9 @@ TEST_F(GgufTest, AlignmentIsHonoured) {
 TEST_F(GgufTest, OtherFilesAreRefused) {
   EXPECT_TRUE(absl::IsNotFound(GgufFile::Open(directory_.path() + "/absent.gguf").status()));
   EXPECT_TRUE(absl::IsInvalidArgument(GgufFile::Open(directory_.path()).status()));
+  const std::string pipe = directory_.path() + "/pipe.gguf";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_TRUE(absl::IsInvalidArgument(GgufFile::Open(pipe).status()));
   EXPECT_THAT(std::string(StatusOf("").message()), HasSubstr("offset 0"));
   EXPECT_THAT(std::string(StatusOf(std::string(64, 'x')).message()), HasSubstr("not a GGUF file"));
   const auto with_version = [&](uint32_t version) {
