@@ -19,9 +19,9 @@ struct Candidate {
   uint64_t weight;
 };
 
-// Monotone in z: a greater z never has a higher bucket. z of a token with non-zero weight.
+// Monotone in z: a greater z never has a higher bucket.
 int BucketOf(float z, float max) {
-  return std::min(static_cast<int>((max - z) * kBucketsPerUnit), kBuckets - 1);
+  return static_cast<int>(std::min((max - z) * kBucketsPerUnit, static_cast<float>(kBuckets - 1)));
 }
 
 uint64_t Fixed(float weight) { return static_cast<uint64_t>(weight * 0x1p40f); }
@@ -70,14 +70,12 @@ uint64_t TopPTarget(float top_p, uint64_t total) {
 
 TokenOrder LastOfTopP(const float* z, const float* weights, int64_t n, float max, uint64_t target) {
   std::array<uint64_t, kBuckets> mass{};
-  for (int64_t i = 0; i < n; ++i) {
-    if (weights[i] >= 0x1p-40f) mass[BucketOf(z[i], max)] += Fixed(weights[i]);
-  }
+  for (int64_t i = 0; i < n; ++i) mass[BucketOf(z[i], max)] += Fixed(weights[i]);
   int bucket = 0;
   while (bucket < kBuckets - 1 && mass[bucket] < target) target -= mass[bucket++];
   std::vector<Candidate> candidates;
   for (int64_t i = 0; i < n; ++i) {
-    if (weights[i] >= 0x1p-40f && BucketOf(z[i], max) == bucket) {
+    if (BucketOf(z[i], max) == bucket && weights[i] >= 0x1p-40f) {
       candidates.push_back({OrderOf(z[i], i), Fixed(weights[i])});
     }
   }
