@@ -11,15 +11,49 @@ namespace verbatim::testing {
 namespace {
 constexpr int64_t kPageTokens = 32;
 constexpr int64_t kMaxLogitRows = 96;
+
+// Another checkpoint's tensors under another configuration.
+class AlteredCheckpoint final : public model::Checkpoint {
+ public:
+  AlteredCheckpoint(std::unique_ptr<model::Checkpoint> base,
+                    const std::function<void(model::ModelConfig&)>& alter)
+      : base_(std::move(base)), config_(base_->config()) {
+    alter(config_);
+  }
+
+  const model::ModelConfig& config() const override { return config_; }
+  absl::StatusOr<kernels::StoredMatrix> Matrix(std::string_view name) const override {
+    return base_->Matrix(name);
+  }
+  absl::StatusOr<std::vector<float>> Vector(std::string_view name) const override {
+    return base_->Vector(name);
+  }
+  absl::StatusOr<std::unique_ptr<model::Tokenizer>> LoadTokenizer() const override {
+    return base_->LoadTokenizer();
+  }
+  std::string WeightsFingerprint() const override { return base_->WeightsFingerprint(); }
+  int64_t weight_bytes() const override { return base_->weight_bytes(); }
+  const std::string& path() const override { return base_->path(); }
+
+ private:
+  const std::unique_ptr<model::Checkpoint> base_;
+  model::ModelConfig config_;
+};
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::Create(
     const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences) {
+  return CreateAltered(checkpoint_path, max_tokens, max_sequences, [](model::ModelConfig&) {});
+}
+
+absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::CreateAltered(
+    const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
+    const std::function<void(model::ModelConfig&)>& alter) {
   auto runner = std::unique_ptr<ForwardRunner>(new ForwardRunner());
   absl::StatusOr<std::unique_ptr<model::Checkpoint>> checkpoint =
       model::Checkpoint::Open(checkpoint_path);
   if (!checkpoint.ok()) return checkpoint.status();
-  runner->checkpoint_ = *std::move(checkpoint);
+  runner->checkpoint_ = std::make_unique<AlteredCheckpoint>(*std::move(checkpoint), alter);
   absl::StatusOr<std::unique_ptr<kernels::Backend>> backend =
       kernels::cpu::CpuBackend::Create(kernels::cpu::CpuBackendOptions{});
   if (!backend.ok()) return backend.status();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,6 +30,11 @@ class ForwardRunner {
                                                                int64_t max_tokens,
                                                                int64_t max_sequences);
 
+  // The same with a changed configuration: for tests that show that a mistake is seen.
+  static absl::StatusOr<std::unique_ptr<ForwardRunner>> CreateAltered(
+      const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
+      const std::function<void(model::ModelConfig&)>& alter);
+
   // Prefills every sequence from position 0; rows[s][p] belongs to sequences[s].positions[p].
   // chunk_tokens is the most tokens a sequence gets in one step (0: all of them); every step
   // holds one chunk of every sequence that has tokens left.
@@ -41,6 +47,7 @@ class ForwardRunner {
                                   const kernels::NumericMode& mode);
 
   const model::ModelConfig& config() const { return transformer_->config(); }
+  const model::Checkpoint& checkpoint() const { return *checkpoint_; }
 
  private:
   ForwardRunner() = default;

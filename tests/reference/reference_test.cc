@@ -29,7 +29,7 @@ struct RunSetup {
   bool together;         // all prompts in the same batch
 };
 
-const RunSetup kRuns[] = {
+const RunSetup kSetups[] = {
     {"portable", {.policy = Policy::kPortable}, 0, false},
     {"pinned, chunks of 37", {.policy = Policy::kPinned}, 37, true},
     {"throughput fp32, one batch", {.policy = Policy::kThroughput}, 0, true},
@@ -122,7 +122,7 @@ bool Count(double actual, double expected, double tolerance, Figures& figures) {
 }
 
 TEST_P(ReferenceTest, LogitsAreWithinTheDerivedTolerance) {
-  for (const RunSetup& run : kRuns) {
+  for (const RunSetup& run : kSetups) {
     SCOPED_TRACE(run.name);
     absl::StatusOr<std::vector<std::vector<LogitRow>>> rows = RunPrompts(run);
     ASSERT_TRUE(rows.ok()) << rows.status();
@@ -161,7 +161,7 @@ TEST_P(ReferenceTest, LogitsAreWithinTheDerivedTolerance) {
 }
 
 TEST_P(ReferenceTest, GreedyContinuationsAreEqual) {
-  for (const RunSetup& run : {kRuns[0], kRuns[2]}) {
+  for (const RunSetup& run : {kSetups[0], kSetups[2]}) {
     SCOPED_TRACE(run.name);
     int64_t near_ties = 0, tokens = 0;
     for (const GreedyReference& g : fixture_.greedy) {
@@ -229,6 +229,76 @@ std::string TestName(const ::testing::TestParamInfo<std::string>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, ReferenceTest, ::testing::ValuesIn(Manifest().fixtures),
                          TestName);
+
+// The files beside the weights load too: prompts have the ids that Hugging Face tokenizers gave.
+TEST_P(ReferenceTest, TokenizerGivesThePromptsIds) {
+  absl::StatusOr<std::unique_ptr<model::Tokenizer>> tokenizer =
+      runner_->checkpoint().LoadTokenizer();
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->vocab_size(), fixture_.vocab_size);
+  for (const PromptReference& p : fixture_.prompts) {
+    if (p.text.empty()) continue;
+    absl::StatusOr<std::vector<int32_t>> ids = (*tokenizer)->Encode(p.text, {});
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, p.ids) << p.name;
+  }
+}
+
+// The tolerance is narrow enough to see small mistakes in the arithmetic.
+struct Mistake {
+  const char* name;
+  const char* fixture;
+  void (*alter)(model::ModelConfig&);
+};
+
+class MistakeTest : public ::testing::TestWithParam<Mistake> {};
+
+TEST_P(MistakeTest, IsOutsideTheTolerance) {
+  absl::StatusOr<ReferenceFixture> fixture = LoadReferenceFixture(kFolder, GetParam().fixture);
+  ASSERT_TRUE(fixture.ok()) << fixture.status();
+  absl::StatusOr<std::unique_ptr<ForwardRunner>> runner =
+      ForwardRunner::CreateAltered(fixture->checkpoint, 300, 1, GetParam().alter);
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  Figures figures;
+  for (const PromptReference& p : fixture->prompts) {
+    absl::StatusOr<std::vector<std::vector<LogitRow>>> rows =
+        (*runner)->Prefill({{p.ids, p.positions}}, kSetups[0].mode, 0);
+    ASSERT_TRUE(rows.ok()) << rows.status();
+    for (size_t i = 0; i < p.positions.size(); ++i) {
+      for (size_t c = 0; c < p.columns.size(); ++c) {
+        Count(rows->at(0)[i][p.columns[c]], p.logits[i][c],
+              Manifest().tolerance_factor * p.sigma_tree[i], figures);
+      }
+    }
+  }
+  std::printf("%s: error %.3g of the tolerance\n", GetParam().name, figures.max_over_tolerance);
+  EXPECT_GT(figures.max_over_tolerance, 1);
+}
+
+const Mistake kMistakes[] = {
+    {"epsilon_larger_by_a_fifth", "hf_llama_linear.ref.json",
+     [](model::ModelConfig& c) { c.rms_norm_eps *= 1.2; }},
+    {"epsilon_1e_5_for_1e_6", "hf_qwen3.ref.json",
+     [](model::ModelConfig& c) { c.rms_norm_eps = 1e-5; }},
+    {"theta_larger_by_a_hundred_thousandth", "hf_llama_mha.ref.json",
+     [](model::ModelConfig& c) { c.rope_theta *= 1.00001; }},
+    {"no_linear_scaling", "hf_llama_linear.ref.json",
+     [](model::ModelConfig& c) { c.rope_scaling.kind = model::RopeScaling::Kind::kNone; }},
+    {"no_llama3_scaling", "hf_llama3.ref.json",
+     [](model::ModelConfig& c) { c.rope_scaling.kind = model::RopeScaling::Kind::kNone; }},
+    {"llama3_high_frequency_factor", "hf_llama3.ref.json",
+     [](model::ModelConfig& c) { c.rope_scaling.high_freq_factor *= 1.001; }},
+    {"no_frequency_factors", "gguf_llama3_rope_freqs.ref.json",
+     [](model::ModelConfig& c) { c.rope_freq_factors.clear(); }},
+    {"wrong_rotary_pairs", "gguf_llama_q4_1.ref.json",
+     [](model::ModelConfig& c) { c.rope_interleaved = !c.rope_interleaved; }},
+    {"no_bias", "hf_qwen2.ref.json", [](model::ModelConfig& c) { c.qkv_bias = false; }},
+    {"no_query_and_key_norm", "hf_qwen3.ref.json",
+     [](model::ModelConfig& c) { c.qk_norm = false; }},
+};
+
+INSTANTIATE_TEST_SUITE_P(Mistakes, MistakeTest, ::testing::ValuesIn(kMistakes),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(ReferenceManifestTest, ListsFixtures) {
   absl::StatusOr<ReferenceManifest> manifest = LoadReferenceManifest(kFolder);
