@@ -154,8 +154,8 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
              .max_n = config_.max_n};
   // The queue is bounded in Submit, which knows requests that the engine thread has not seen yet.
   scheduler::SchedulerConfig inner = sched;
-  inner.max_queued_requests = std::numeric_limits<int64_t>::max() / 2;
-  inner.max_queued_tokens = std::numeric_limits<int64_t>::max() / 2;
+  inner.max_queued_requests = std::numeric_limits<int32_t>::max();
+  inner.max_queued_tokens = std::numeric_limits<int32_t>::max();
   absl::StatusOr<std::unique_ptr<scheduler::Scheduler>> created =
       scheduler::Scheduler::Create(inner);
   if (!created.ok()) return created.status();
