@@ -63,7 +63,7 @@ std::vector<Circumstance> Circumstances() {
   all[6].name = "three threads";
   all[6].threads = 3;
   all[7].name = "few pages: preemption";
-  all[7].config.scheduler.num_pages = 34;
+  all[7].config.scheduler.num_pages = 24;
   all[8].name = "two sequences at a time";
   all[8].config.scheduler.max_num_seqs = 2;
   all[9].name = "bf16 throughput neighbours";
@@ -89,7 +89,7 @@ TEST(EngineTest, StrongRequestsHaveTheSameBitsUnderEveryCircumstance) {
     for (int round = 0; round < 2; ++round) {
       std::vector<std::shared_ptr<CollectingSink>> sinks, neighbours;
       for (size_t i = 0; i < 8; ++i) {
-        GenerationRequest neighbour = GreedyRequest(RandomPrompt(100 + i, 20 + 13 * i), 10 + i);
+        GenerationRequest neighbour = GreedyRequest(RandomPrompt(100 + i, 20 + 13 * i), 40 + i);
         if (i % 2 == 0) neighbour.policy = Policy::kThroughput;
         neighbours.push_back(Send(*engine, neighbour));
         sinks.push_back(Send(*engine, requests[i % requests.size()]));
@@ -110,7 +110,7 @@ TEST(EngineTest, StrongRequestsHaveTheSameBitsUnderEveryCircumstance) {
     EXPECT_EQ(stats.scheduler.free_pages + stats.scheduler.cached_pages,
               stats.scheduler.total_pages);
     EXPECT_GT(stats.steps.strong_steps, 0);
-    if (circumstance.config.scheduler.num_pages == 34) {
+    if (circumstance.config.scheduler.num_pages == 24) {
       EXPECT_GT(preemptions, 0) << "the circumstance did not happen";
     }
     if (circumstance.config.scheduler.enable_prefix_caching) {
