@@ -1,0 +1,41 @@
+// The command `verbatim`: dispatches to its subcommands.
+#include <cstdio>
+#include <string>
+
+#include "server/serve_command.h"
+
+namespace {
+
+struct Subcommand {
+  const char* name;
+  const char* summary;
+  int (*run)(int argc, char** argv);  // argv[0] is the subcommand's name
+};
+
+constexpr Subcommand kSubcommands[] = {
+    {"serve", "serve a model over gRPC", verbatim::server::RunServe},
+};
+
+void PrintUsage(std::FILE* out) {
+  std::fputs("usage: verbatim COMMAND [flags]\n\n", out);
+  for (const Subcommand& command : kSubcommands) {
+    std::fprintf(out, "  %-10s %s\n", command.name, command.summary);
+  }
+  std::fputs("\n`verbatim COMMAND --help` lists the flags of a command.\n", out);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : "";
+  for (const Subcommand& command : kSubcommands) {
+    if (name == command.name) return command.run(argc - 1, argv + 1);
+  }
+  if (name == "--help" || name == "-h" || name == "help") {
+    PrintUsage(stdout);
+    return 0;
+  }
+  if (!name.empty()) std::fprintf(stderr, "verbatim: '%s' is not a command\n", name.c_str());
+  PrintUsage(stderr);
+  return 2;
+}

@@ -1,0 +1,290 @@
+// Flags of `verbatim serve` and their translation.
+#include "server/server_config.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <filesystem>
+#include <initializer_list>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/time.h"
+
+namespace verbatim::server {
+namespace {
+
+absl::Status Bad(std::string_view flag, const std::string& what) {
+  return absl::InvalidArgumentError(absl::StrCat("--", std::string(flag), ": ", what));
+}
+
+struct IntRange {
+  std::string_view flag;
+  int64_t value, low, high;
+};
+
+struct RealRange {
+  std::string_view flag;
+  double value, high;  // low is 0
+};
+
+struct Choice {
+  std::string_view flag;
+  const std::string& value;
+  std::initializer_list<const char*> values;
+};
+
+// All layers' keys and values of one position.
+int64_t KvBytesPerToken(const model::ModelConfig& model, kernels::DType dtype) {
+  return 2 * model.num_layers * model.num_kv_heads * model.head_dim *
+         kernels::InfoOf(dtype).block_bytes;
+}
+
+kernels::DType KvDType(const std::string& name) {
+  return name == "bfloat16" ? kernels::DType::kBF16 : kernels::DType::kF32;
+}
+
+}  // namespace
+
+flags::FlagSet ServerConfig::Flags() {
+  flags::FlagSet flags(
+      "verbatim serve --model PATH [flags]",
+      "Serves a language model over gRPC (verbatim.v1.VerbatimService, with health "
+      "checking and reflection). Each request chooses by its field `determinism` "
+      "whether its answer's bits may depend on the load.");
+  flags.Group("Model");
+  flags.Add("model", &model,
+            "a .gguf file, a .safetensors file with config.json beside it, or a directory with "
+            "both; required");
+  flags.Add("served-model-name", &served_model_name,
+            "the name that requests may give; default: the model's file name");
+  flags.Add(
+      "max-model-len", &max_model_len,
+      "prompt and output tokens of one sequence; 0: the model's context, or what the KV cache "
+      "holds if that is less");
+  flags.Add(
+      "dtype", &dtype,
+      "activations of throughput mode: auto, float32 or bfloat16; the deterministic modes fix "
+      "their own");
+
+  flags.Group("Network");
+  flags.Add("host", &host,
+            "address to listen on; 0.0.0.0 for all (there is no encryption or authentication)");
+  flags.Add("port", &port, "port to listen on; 0: one that is free");
+  flags.Add("port-file", &port_file, "file that gets the port, written when the server is ready");
+  flags.Add(
+      "drain-timeout-s", &drain_timeout_s,
+      "seconds that requests in flight get to finish after SIGTERM or SIGINT; a second signal "
+      "ends them at once");
+
+  flags.Group("Requests");
+  flags.Add("default-determinism", &default_determinism,
+            "of requests that do not say: throughput, pinned or portable");
+  flags.Add("seed", &seed,
+            "seed of requests that bring none; default: a fresh random one for each, which is "
+            "reported in the answer");
+  flags.Add("max-logprobs", &max_logprobs,
+            "most log-probabilities per token a request may ask for");
+  flags.Add("max-queued-requests", &max_queued_requests,
+            "samples that may wait; more are refused with RESOURCE_EXHAUSTED");
+  flags.Add("max-queued-tokens", &max_queued_tokens,
+            "prompt tokens that may wait; more are refused with RESOURCE_EXHAUSTED");
+
+  flags.Group("Batching");
+  flags.Add("batching-policy", &batching_policy,
+            "continuous: sequences join and leave at every step; dynamic: what arrives within "
+            "--max-batch-delay-ms runs to completion; fixed: waits for --max-num-seqs sequences");
+  flags.Add("max-num-seqs", &max_num_seqs, "sequences in one step");
+  flags.Add("max-num-batched-tokens", &max_num_batched_tokens,
+            "tokens in one step; longer prefills are cut into chunks");
+  flags.Add("max-batch-delay-ms", &max_batch_delay_ms, "dynamic: longest wait for more requests");
+  flags.Add("flush-timeout-ms", &flush_timeout_ms,
+            "fixed: after this long an incomplete batch runs");
+
+  flags.Group("KV cache");
+  flags.AddCustom(
+      "kv-cache-bytes", "memory for keys and values, in bytes or as in 512MiB, 2GiB",
+      [this](const std::string& text) {
+        absl::StatusOr<int64_t> bytes = ParseByteSize(text);
+        if (!bytes.ok()) return bytes.status();
+        kv_cache_bytes = *bytes;
+        return absl::OkStatus();
+      },
+      [this] { return absl::StrCat(kv_cache_bytes); });
+  flags.Add("kv-cache-dtype", &kv_cache_dtype, "auto, float32 or bfloat16");
+  flags.Add("block-size", &block_size, "tokens of one page: 16, 32, 64, 128 or 256");
+  flags.Add("enable-prefix-caching", &enable_prefix_caching,
+            "reuse the pages of prompts that begin alike");
+
+  flags.Group("Machine");
+  flags.Add("threads", &threads, "threads that compute; 0: every core this process may use");
+  flags.Add("cpu-isa", &cpu_isa,
+            "auto, scalar, avx2 or avx512; never changes a deterministic answer");
+  flags.Add("device", &device, "cpu");
+  flags.Add("tensor-parallel-size", &tensor_parallel_size, "1");
+  return flags;
+}
+
+absl::Status ServerConfig::Validate() const {
+  if (model.empty()) return Bad("model", "is required");
+  const auto limit = int64_t{1} << 30;
+  for (const IntRange& range : std::initializer_list<IntRange>{
+           {"port", port, 0, 65535},
+           {"max-num-seqs", max_num_seqs, 1, 4096},
+           {"max-num-batched-tokens", max_num_batched_tokens, 1, 65536},
+           {"max-model-len", max_model_len, 0, limit},
+           {"kv-cache-bytes", kv_cache_bytes, 1, int64_t{1} << 62},
+           {"max-queued-requests", max_queued_requests, 1, limit},
+           {"max-queued-tokens", max_queued_tokens, 1, int64_t{1} << 40},
+           {"threads", threads, 0, 1024},
+           {"max-logprobs", max_logprobs, 0, 1024},
+       }) {
+    if (range.value < range.low || range.value > range.high) {
+      return Bad(range.flag,
+                 absl::StrCat(range.value, " is not in [", range.low, ", ", range.high, "]"));
+    }
+  }
+  for (const RealRange& range : std::initializer_list<RealRange>{
+           {"max-batch-delay-ms", max_batch_delay_ms, 60'000},
+           {"flush-timeout-ms", flush_timeout_ms, 600'000},
+           {"drain-timeout-s", drain_timeout_s, 86'400},
+       }) {
+    if (!(range.value >= 0 && range.value <= range.high)) {  // also refuses NaN
+      return Bad(range.flag, absl::StrCat(range.value, " is not in [0, ", range.high, "]"));
+    }
+  }
+  for (const Choice& choice : std::initializer_list<Choice>{
+           {"kv-cache-dtype", kv_cache_dtype, {"auto", "float32", "bfloat16"}},
+           {"dtype", dtype, {"auto", "float32", "bfloat16"}},
+           {"batching-policy", batching_policy, {"continuous", "dynamic", "fixed"}},
+           {"cpu-isa", cpu_isa, {"auto", "scalar", "avx2", "avx512"}},
+           {"default-determinism", default_determinism, {"throughput", "pinned", "portable"}},
+       }) {
+    if (std::none_of(choice.values.begin(), choice.values.end(),
+                     [&](const char* value) { return choice.value == value; })) {
+      return Bad(choice.flag, absl::StrCat("'", choice.value, "' is not one of ",
+                                           absl::StrJoin(choice.values, ", ")));
+    }
+  }
+  if (block_size < 16 || block_size > 256 || 256 % block_size != 0) {
+    return Bad("block-size", absl::StrCat(block_size, " is not one of 16, 32, 64, 128, 256"));
+  }
+  if (max_num_batched_tokens < max_num_seqs) {
+    return Bad("max-num-batched-tokens",
+               absl::StrCat(max_num_batched_tokens, " is less than --max-num-seqs ", max_num_seqs,
+                            ": each running sequence needs a token in every step"));
+  }
+  if (max_model_len == 1) return Bad("max-model-len", "1 leaves no room for output");
+  if (host.empty()) return Bad("host", "is empty");
+  if (device != "cpu") {
+    return Bad("device", absl::StrCat("'", device, "' is not built into this binary; only cpu is"));
+  }
+  if (tensor_parallel_size != 1) {
+    return Bad("tensor-parallel-size",
+               absl::StrCat(tensor_parallel_size, " is not supported; only 1 is"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ServerConfig::Resolve(const model::ModelConfig& model_config) {
+  if (served_model_name.empty()) {
+    std::filesystem::path path(model);
+    if (!path.has_filename()) path = path.parent_path();  // "dir/"
+    const std::string extension = path.extension().string();
+    served_model_name = extension == ".gguf" || extension == ".safetensors"
+                            ? path.stem().string()
+                            : path.filename().string();
+  }
+  if (kv_cache_dtype == "auto") kv_cache_dtype = "float32";
+  if (dtype == "auto") dtype = "float32";
+
+  const int64_t page_bytes = KvBytesPerToken(model_config, KvDType(kv_cache_dtype)) * block_size;
+  const int64_t pages = kv_cache_bytes / page_bytes;
+  if (pages == 0) {
+    return Bad("kv-cache-bytes",
+               absl::StrCat(kv_cache_bytes, " does not hold one page of ", page_bytes, " bytes"));
+  }
+  const int64_t capacity = pages * block_size;
+  if (max_model_len > model_config.max_position) {
+    return Bad("max-model-len", absl::StrCat(max_model_len, " is more than the model's context of ",
+                                             model_config.max_position));
+  }
+  if (max_model_len > capacity) {
+    return Bad("max-model-len",
+               absl::StrCat(max_model_len, " is more than the ", capacity,
+                            " positions that --kv-cache-bytes ", kv_cache_bytes, " holds"));
+  }
+  if (max_model_len == 0) max_model_len = std::min(model_config.max_position, capacity);
+  return absl::OkStatus();
+}
+
+engine::EngineConfig ServerConfig::ToEngineConfig() const {
+  engine::EngineConfig out;
+  out.scheduler.policy = batching_policy == "fixed"     ? scheduler::BatchingPolicy::kFixed
+                         : batching_policy == "dynamic" ? scheduler::BatchingPolicy::kDynamic
+                                                        : scheduler::BatchingPolicy::kContinuous;
+  out.scheduler.max_num_seqs = max_num_seqs;
+  out.scheduler.max_num_batched_tokens = max_num_batched_tokens;
+  out.scheduler.max_model_len = max_model_len;
+  out.scheduler.page_tokens = block_size;
+  out.scheduler.num_pages = 0;  // as many as kv_cache_bytes holds
+  out.scheduler.enable_prefix_caching = enable_prefix_caching;
+  out.scheduler.max_queued_requests = max_queued_requests;
+  out.scheduler.max_queued_tokens = max_queued_tokens;
+  out.scheduler.max_batch_delay = absl::Milliseconds(max_batch_delay_ms);
+  out.scheduler.flush_timeout = absl::Milliseconds(flush_timeout_ms);
+  out.kv_cache_bytes = kv_cache_bytes;
+  out.kv_cache_dtype = KvDType(kv_cache_dtype);
+  out.throughput_activations =
+      dtype == "bfloat16" ? kernels::ActivationType::kBF16 : kernels::ActivationType::kF32;
+  out.max_logprobs = max_logprobs;
+  return out;
+}
+
+std::optional<kernels::cpu::Isa> ServerConfig::Isa() const {
+  if (cpu_isa == "scalar") return kernels::cpu::Isa::kScalar;
+  if (cpu_isa == "avx2") return kernels::cpu::Isa::kAvx2;
+  if (cpu_isa == "avx512") return kernels::cpu::Isa::kAvx512;
+  return std::nullopt;
+}
+
+kernels::Policy ServerConfig::DefaultPolicy() const {
+  if (default_determinism == "pinned") return kernels::Policy::kPinned;
+  if (default_determinism == "portable") return kernels::Policy::kPortable;
+  return kernels::Policy::kThroughput;
+}
+
+absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {
+  const size_t digits = text.find_first_not_of("0123456789.");
+  const std::string number = text.substr(0, digits);
+  const std::string unit = digits == std::string::npos ? "" : text.substr(digits);
+  constexpr std::array<std::pair<std::string_view, double>, 11> kUnits = {
+      {{"", 1},
+       {"B", 1},
+       {"kB", 1e3},
+       {"KB", 1e3},
+       {"MB", 1e6},
+       {"GB", 1e9},
+       {"TB", 1e12},
+       {"KiB", 1024.0},
+       {"MiB", 1024.0 * 1024},
+       {"GiB", 1024.0 * 1024 * 1024},
+       {"TiB", 1024.0 * 1024 * 1024 * 1024}}};
+  const auto known = std::find_if(kUnits.begin(), kUnits.end(),
+                                  [&](const auto& entry) { return entry.first == unit; });
+  double value = 0;
+  if (number.empty() || known == kUnits.end() || !absl::SimpleAtod(number, &value)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is not a size; write bytes, or as in 512MiB, 2GiB, 1.5GB"));
+  }
+  const double bytes = value * known->second;
+  if (bytes > std::ldexp(1.0, 62)) {
+    return absl::InvalidArgumentError(absl::StrCat("'", text, "' is too large"));
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+}  // namespace verbatim::server

@@ -1,0 +1,71 @@
+// The configuration of `verbatim serve`: flags, their checks, and what they mean to the engine.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "flags/flag_set.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/ops/policy.h"
+#include "model/checkpoint.h"
+#include "scheduler/scheduler.h"
+
+namespace verbatim::server {
+
+// Field defaults are the flags' defaults.
+struct ServerConfig {
+  std::string model;
+  std::string served_model_name;  // empty: the model's file name without its extension
+  std::string host = "127.0.0.1";
+  int32_t port = 50051;  // 0: one that is free
+  std::string port_file;
+
+  int64_t max_num_seqs = 64;
+  int64_t max_num_batched_tokens = 512;
+  int64_t max_model_len = 0;  // 0: the model's context, or what the KV cache holds if that is less
+  int64_t block_size = 32;    // tokens of a KV page
+  int64_t kv_cache_bytes = int64_t{1} << 30;
+  std::string kv_cache_dtype = "auto";
+  std::string dtype = "auto";
+  bool enable_prefix_caching = true;
+  std::string batching_policy = "continuous";
+  double max_batch_delay_ms = 5;
+  double flush_timeout_ms = 500;
+  int64_t max_queued_requests = 1024;
+  int64_t max_queued_tokens = 1 << 20;
+
+  int32_t threads = 0;  // 0: every core this process may use
+  std::string cpu_isa = "auto";
+  std::string device = "cpu";
+  int32_t tensor_parallel_size = 1;
+
+  std::string default_determinism = "throughput";
+  std::optional<uint64_t> seed;
+  int32_t max_logprobs = 20;
+  double drain_timeout_s = 30;
+
+  // The flags of `verbatim serve`; they write into `this`, which must outlive the result.
+  flags::FlagSet Flags();
+
+  // INVALID_ARGUMENT naming the flag ("--port: …") for what is wrong without knowing the model.
+  absl::Status Validate() const;
+
+  // Fills in what depends on the model: served_model_name, max_model_len, dtypes. INVALID_ARGUMENT
+  // naming the flag.
+  absl::Status Resolve(const model::ModelConfig& model);
+
+  // After Resolve().
+  engine::EngineConfig ToEngineConfig() const;
+  std::optional<kernels::cpu::Isa> Isa() const;  // nullopt: auto
+  kernels::Policy DefaultPolicy() const;
+};
+
+// "1073741824", "512MiB", "2GiB", "1.5GB": bytes, with KiB, MiB, GiB, TiB (powers of 1024) or kB,
+// KB, MB, GB, TB (powers of 1000). INVALID_ARGUMENT for anything else or over 2^62.
+absl::StatusOr<int64_t> ParseByteSize(const std::string& text);
+
+}  // namespace verbatim::server
