@@ -126,6 +126,25 @@ TEST(ContinuousScheduler, AdmitsOnlyWithAPageToSpareForEachThatRuns) {
   Finish(*scheduler, plan);
 }
 
+TEST(ContinuousScheduler, TheYoungestUsesThePagesLeftAndWaitsForMore) {
+  SchedulerConfig config = SmallConfig();
+  config.num_pages = 12;
+  config.max_num_batched_tokens = 7;
+  const auto scheduler = MakeScheduler(config);
+  ASSERT_TRUE(scheduler->Add(Spec(1, Tokens(0, 3), 9), At(0)).ok());
+  ASSERT_TRUE(scheduler->Add(Spec(2, Tokens(0, 40), 2), At(0)).ok());
+  for (int step = 0; step < 6; ++step) Finish(*scheduler, scheduler->Plan(At(0)));
+  StepPlan plan = scheduler->Plan(At(0));
+  EXPECT_EQ(Describe(plan), "1:8+1* 2:34+2");  // 3 and 9 pages
+  Finish(*scheduler, plan);
+  plan = scheduler->Plan(At(0));
+  EXPECT_EQ(Describe(plan), "1:9+1*");
+  EXPECT_THAT(plan.preempted, IsEmpty());
+  Finish(*scheduler, plan);
+  scheduler->Remove(1);
+  EXPECT_EQ(Describe(scheduler->Plan(At(0))), "2:36+4*");
+}
+
 TEST(ContinuousScheduler, AYoungerSmallRequestDoesNotOvertake) {
   SchedulerConfig config = SmallConfig();
   config.num_pages = 6;

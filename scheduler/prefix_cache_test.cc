@@ -147,6 +147,21 @@ TEST(PrefixCache, SpareIsFreedWhileItsVariantStays) {
   EXPECT_EQ(Find(cache, a, 1), a.pages);
 }
 
+TEST(PrefixCache, UseOfASpareCountsAsUseOfItsContent) {
+  PrefixCache cache(3, 2);
+  Holder a = MakeHolder("", {1, 1}, 2), twin = MakeHolder("", {1, 1}, 2),
+         b = MakeHolder("", {5, 5}, 2);
+  Fill(cache, a, 2, 1);
+  Fill(cache, twin, 2, 1);
+  Fill(cache, b, 2, 1);
+  const PageId page = b.pages[0];
+  ReleaseAll(cache, a);
+  ReleaseAll(cache, b);
+  ReleaseAll(cache, twin);
+  cache.Take();
+  EXPECT_EQ(cache.Take(), page);
+}
+
 TEST(PrefixCache, ThroughputReaderKeepsAStrongClassWhileItCan) {
   PrefixCache cache(8, 1);
   Holder one = MakeHolder("", {1, 2, 3}, 1), two = MakeHolder("", {1}, 1),
@@ -206,6 +221,8 @@ class CacheModel {
 
  private:
   static constexpr int64_t kPages = 16, kPageTokens = 2;
+  // More than one digest bit can tell apart.
+  static constexpr const char* kSalts[] = {"", "x", "y"};
 
   struct Content {
     std::string salt;
@@ -216,7 +233,7 @@ class CacheModel {
   void Start() {
     Text tokens(random_() % 10);
     for (int32_t& token : tokens) token = static_cast<int32_t>(random_() % 2);
-    Holder holder = MakeHolder(random_() % 3 == 0 ? "x" : "", tokens, kPageTokens, digest_bits_);
+    Holder holder = MakeHolder(kSalts[random_() % 3], tokens, kPageTokens, digest_bits_);
     const NumericsClass reader = static_cast<NumericsClass>(random_() % 3);
     NumericsClass written = static_cast<NumericsClass>(random_() % 3);
     if (reader != 0) written = reader;

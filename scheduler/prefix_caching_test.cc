@@ -185,6 +185,26 @@ TEST(PrefixCaching, RecomputeAfterPreemptionUsesWhatIsStillCached) {
   EXPECT_TRUE(plan.spans[0].samples);
 }
 
+TEST(PrefixCaching, RecomputedPagesHaveTheClassOfTheirLastWriters) {
+  SchedulerConfig config = CachingConfig();
+  config.num_pages = 4;
+  const auto scheduler = MakeScheduler(config);
+  ASSERT_TRUE(scheduler->Add(Spec(1, Tokens(0, 8), 8, 1), At(0)).ok());
+  SequenceSpec spec = Spec(2, Tokens(50, 4), 4);
+  spec.read_prefix_cache = false;
+  ASSERT_TRUE(scheduler->Add(spec, At(0)).ok());
+  Finish(*scheduler, scheduler->Plan(At(0)), 0);
+  for (int step = 0; step < 7 && scheduler->stats().preemptions == 0; ++step) {
+    Finish(*scheduler, scheduler->Plan(At(0)), 0);
+  }
+  ASSERT_EQ(scheduler->stats().preemptions, 1);
+  scheduler->Remove(1);
+  scheduler->ClearPrefixCache();
+  Finish(*scheduler, scheduler->Plan(At(0)), 1);  // all of 2 once more, now by class 1
+  scheduler->Remove(2);
+  EXPECT_EQ(FirstComputed(*scheduler, Spec(3, Tokens(50, 5), 4, 1), 1), 4);
+}
+
 TEST(PrefixCaching, PoisonedPagesAndWhatContinuesThemAreNotReused) {
   const auto scheduler = MakeScheduler(CachingConfig());
   FirstComputed(*scheduler, Spec(1, Tokens(0, 5)));  // page 0 is sound

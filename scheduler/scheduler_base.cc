@@ -126,7 +126,7 @@ void SchedulerBase::ScheduleSpan(Sequence& sequence, int64_t* budget, StepPlan* 
 }
 
 std::vector<PageId> SchedulerBase::FindCachedPrefix(const Sequence& sequence) const {
-  if (!config_.enable_prefix_caching || !sequence.read_prefix_cache) return {};
+  if (!ReadsCache(sequence)) return {};
   const int64_t positions =
       std::min(static_cast<int64_t>(sequence.tokens.size()), sequence.max_positions);
   const size_t full_pages = static_cast<size_t>((positions - 1) / config_.page_tokens);
@@ -137,13 +137,13 @@ std::vector<PageId> SchedulerBase::FindCachedPrefix(const Sequence& sequence) co
 
 void SchedulerBase::TakeCachedPrefix(Sequence& sequence) {
   sequence.started = true;
-  if (!config_.enable_prefix_caching || !sequence.read_prefix_cache) return;
   sequence.pages = FindCachedPrefix(sequence);
   for (const PageId page : sequence.pages) {
     cache_.Ref(page);
     sequence.RecordWriter(cache_.written_class(page));
   }
   sequence.computed = static_cast<int64_t>(sequence.pages.size()) * config_.page_tokens;
+  if (!ReadsCache(sequence)) return;
   prefix_queried_tokens_ += static_cast<int64_t>(sequence.tokens.size());
   prefix_hit_tokens_ += sequence.computed;
 }

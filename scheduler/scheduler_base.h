@@ -16,8 +16,9 @@ namespace verbatim::scheduler {
 // Running sequences are served in the order of arrival, and every sequence takes all it can before
 // the next one gets anything. So whoever still has prompt to compute comes after those that decode,
 // and when pages run out the oldest takes them from the youngest: it always progresses.
-// Taking over from a preempted sequence is always by its elders, and it returns to the front of the
-// queue; hence arrival order holds across `running_` followed by `waiting_`.
+// A preempted sequence returns to the front of the queue, so that `running_` followed by `waiting_`
+// is always in the order of arrival. Chunk boundaries, hits and preemptions depend on load; that
+// results do not is the promise of the kernels.
 class SchedulerBase : public Scheduler {
  public:
   absl::Status Add(SequenceSpec spec, absl::Time now) override;
@@ -58,6 +59,9 @@ class SchedulerBase : public Scheduler {
   std::vector<Sequence*> running_;
 
  private:
+  bool ReadsCache(const Sequence& sequence) const {
+    return config_.enable_prefix_caching && sequence.read_prefix_cache;
+  }
   void TakeCachedPrefix(Sequence& sequence);
   void ExtendDigests(Sequence& sequence, int64_t num_pages);
   void PublishPages(Sequence& sequence, int64_t first, int64_t end);
