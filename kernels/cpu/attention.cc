@@ -2,6 +2,7 @@
 #include "kernels/cpu/attention.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/attention_kernel.h"
@@ -85,12 +86,18 @@ absl::Status Attention(const CpuContext& context, const AttentionParams& params)
                 params.spans, context.pool->threads(), &plan);
   const AttentionKernel kernel = KernelFor(context.isa);
   const auto run = [&](int thread) {
-    for (const AttentionWork& work : plan.work[thread]) {
+    const std::vector<AttentionWork>& works = plan.work[thread];
+    for (size_t i = 0; i < works.size(); ++i) {
+      const AttentionWork& work = works[i];
       const AttentionTile& tile = plan.tiles[work.tile];
+      const bool last = i + 1 == works.size();
+      const AttentionTile* next_tile = last ? nullptr : &plan.tiles[works[i + 1].tile];
+      const int64_t next_begin = last ? 0 : works[i + 1].begin;
       if (work.state < 0) {
-        kernel.whole(call, tile);
+        kernel.whole(call, tile, next_tile, next_begin);
       } else {
-        kernel.piece(call, tile, work.begin, work.end, plan.states.data() + work.state);
+        kernel.piece(call, tile, work.begin, work.end, next_tile, next_begin,
+                     plan.states.data() + work.state);
       }
     }
   };

@@ -49,13 +49,16 @@ constexpr int64_t AttentionStateElements(int64_t rows, int64_t v_stride) {
   return rows * (2 + v_stride);
 }
 
+// next_tile and next_begin name the block that the thread computes afterwards, so that its pages
+// are on their way; null when there is none.
 struct AttentionKernel {
   // y of every row of the tile.
-  void (*whole)(const AttentionCall& call, const AttentionTile& tile);
+  void (*whole)(const AttentionCall& call, const AttentionTile& tile,
+                const AttentionTile* next_tile, int64_t next_begin);
   // The state of positions [begin, end), begin a multiple of the block; rows that see none of them
   // are left unset. One cut at most for the strong policies.
   void (*piece)(const AttentionCall& call, const AttentionTile& tile, int64_t begin, int64_t end,
-                float* state);
+                const AttentionTile* next_tile, int64_t next_begin, float* state);
   // y from `count` states that lie state_elements apart; state i began at begins[i], ascending,
   // begins[0] = 0.
   void (*join)(const AttentionCall& call, const AttentionTile& tile, const float* states,
