@@ -21,6 +21,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/engine.h"
+#include "google/protobuf/stubs/logging.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/chat_template.h"
 #include "model/checkpoint.h"
@@ -300,6 +301,8 @@ int RunServe(int argc, char** argv) {
     std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
     return 2;
   }
+  // Protobuf would print a line for every request with invalid UTF-8; the client gets the error.
+  google::protobuf::SetLogHandler(nullptr);
   const sigset_t signals = BlockSignals();
   Serving serving;
   if (status = Start(&config, flags, start, &serving); !status.ok()) {
