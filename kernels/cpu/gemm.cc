@@ -2,6 +2,7 @@
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/gemm_kernels.h"
@@ -12,19 +13,6 @@ namespace verbatim::kernels::cpu {
 namespace {
 
 using PanelKernel = void (*)(const PanelRun&);
-
-PanelKernel TreeKernel(Isa isa) {
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::kAvx512:
-      return isa_avx512::TreeGemm;
-    case Isa::kAvx2:
-      return isa_avx2::TreeGemm;
-#endif
-    default:
-      return isa_scalar::TreeGemm;
-  }
-}
 
 absl::Status Check(const GemmParams& params, const PackedMatrix* weight) {
   if (weight == nullptr) {
@@ -51,12 +39,63 @@ absl::Status Check(const GemmParams& params, const PackedMatrix* weight) {
   return absl::OkStatus();
 }
 
+// Which kernel a THROUGHPUT product runs on.
+enum class Path { kTree, kFactored, kBf16, kLibrary };
+
+// Up to how many tokens the stored bits, widened in registers, beat oneDNN's prepacked copy, which
+// is read from memory at 2 or 4 bytes an element; from bench/gemm_bench.cc.
+struct Crossover {
+  int64_t factored_tokens;  // up to here with scales factored out, then as the tree
+  int64_t library_tokens;   // from here on by oneDNN
+};
+
+Crossover CrossoverOf(DType dtype, ActivationType activations) {
+  const bool quantised = InfoOf(dtype).block_elements > 1;
+  if (activations == ActivationType::kBF16) return {4, quantised ? 24 : 12};
+  return {quantised ? 4 : 0, quantised ? 24 : 12};
+}
+
+Path ChoosePath(const CpuContext& context, const GemmParams& params, const PackedMatrix& weight) {
+  if (IsStrong(params.mode.policy)) return Path::kTree;
+  // The segment with the most panels decides for all.
+  const PanelSegment* main = &weight.segments()[0];
+  for (const PanelSegment& segment : weight.segments()) {
+    if (segment.panels > main->panels) main = &segment;
+  }
+  const ActivationType activations = params.mode.activations;
+  const GemmOptions& options = weight.gemm_options();
+  const Crossover crossover = CrossoverOf(main->dtype, activations);
+  const int64_t library_tokens =
+      options.library_min_tokens > 0 ? options.library_min_tokens : crossover.library_tokens;
+  if (options.library_copies != GemmOptions::LibraryCopies::kNever &&
+      params.tokens >= library_tokens && context.isa != Isa::kScalar) {
+    return Path::kLibrary;
+  }
+  if (activations == ActivationType::kBF16 && context.isa == Isa::kAvx512 && HasBf16Kernels()) {
+    return Path::kBf16;
+  }
+  return params.tokens <= crossover.factored_tokens ? Path::kFactored : Path::kTree;
+}
+
 // Runs `kernel` on the panels of the matrix, cut among the threads.
 void RunPanels(const CpuContext& context, const GemmParams& params, const PackedMatrix& weight,
-               PanelKernel kernel) {
+               PanelKernel kernel, bool bf16) {
+  const GemmKernels& kernels = KernelsOf(context.isa);
   context.pool->Run([&](int thread) {
     const ThreadPool::Range range =
         ThreadPool::PartOf(weight.panels(), 1, thread, context.pool->threads());
+    if (range.begin >= range.end) return;
+    // Few tokens: rounding them on every thread costs less than a meeting of all threads.
+    thread_local std::vector<uint16_t> x_bf16;
+    const int64_t x_bf16_stride = (weight.cols() + 1) / 2 * 2;
+    if (bf16) {
+      x_bf16.resize(static_cast<size_t>(params.tokens * x_bf16_stride));
+      for (int64_t t = 0; t < params.tokens; ++t) {
+        uint16_t* to = x_bf16.data() + t * x_bf16_stride;
+        to[x_bf16_stride - 1] = 0;
+        kernels.round_to_bf16(params.x + t * params.x_stride, weight.cols(), to);
+      }
+    }
     for (const PanelSegment& segment : weight.segments()) {
       const int64_t begin = std::max(range.begin - segment.panel_begin, int64_t{0});
       const int64_t end = std::min(range.end - segment.panel_begin, segment.panels);
@@ -77,18 +116,64 @@ void RunPanels(const CpuContext& context, const GemmParams& params, const Packed
       run.bias = params.bias == nullptr ? nullptr : params.bias + column;
       run.residual = params.residual == nullptr ? nullptr : params.residual + column;
       run.joins = weight.tree_joins().data();
+      run.x_bf16 = bf16 ? x_bf16.data() : nullptr;
+      run.x_bf16_stride = x_bf16_stride;
       kernel(run);
+      if (!params.round_output) continue;
+      for (int64_t t = 0; t < params.tokens; ++t) {
+        kernels.round_in_place(run.y + t * run.y_stride, run.columns);
+      }
     }
   });
 }
 
 }  // namespace
 
+const GemmKernels& KernelsOf(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx512:
+      return isa_avx512::kGemmKernels;
+    case Isa::kAvx2:
+      return isa_avx2::kGemmKernels;
+#endif
+    default:
+      return isa_scalar::kGemmKernels;
+  }
+}
+
+bool HasBf16Kernels() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
 absl::Status Gemm(const CpuContext& context, const GemmParams& params) {
   const auto* weight = dynamic_cast<const PackedMatrix*>(params.weight);
   if (absl::Status status = Check(params, weight); !status.ok()) return status;
   if (params.tokens == 0) return absl::OkStatus();
-  RunPanels(context, params, *weight, TreeKernel(context.isa));
+  const GemmKernels& kernels = KernelsOf(context.isa);
+  switch (ChoosePath(context, params, *weight)) {
+    case Path::kLibrary: {
+      auto copy = weight->LibraryCopy(context, params.mode.activations);
+      if (!copy.ok()) return copy.status();
+      return (*copy)->Run(context, params);
+    }
+    case Path::kBf16:
+#if defined(__x86_64__)
+      RunPanels(context, params, *weight, isa_avx512bf16::Bf16Gemm, true);
+#endif
+      break;
+    case Path::kFactored:
+      RunPanels(context, params, *weight, kernels.factored, false);
+      break;
+    case Path::kTree:
+      RunPanels(context, params, *weight, kernels.tree, false);
+      break;
+  }
   return absl::OkStatus();
 }
 

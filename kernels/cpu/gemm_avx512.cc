@@ -10,3 +10,5 @@
 #include "kernels/cpu/gemm_formats.inc"
 //
 #include "kernels/cpu/gemm_tree.inc"
+//
+#include "kernels/cpu/gemm_factored.inc"

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/isa.h"
 #include "kernels/ops/dtype.h"
 
 namespace verbatim::kernels::cpu {
@@ -28,16 +29,40 @@ struct PanelRun {
   const float* bias = nullptr;
   const float* residual = nullptr;  // stride y_stride
   const uint8_t* joins = nullptr;   // [chunks]: tree nodes that chunk c completes
+  // For the bf16 kernels instead of x: [tokens, x_bf16_stride], zero from k to the even stride.
+  const uint16_t* x_bf16 = nullptr;
+  int64_t x_bf16_stride = 0;
+};
+
+// The functions of one instruction set.
+struct GemmKernels {
+  void (*tree)(const PanelRun& run);  // the strong policies
+  // THROUGHPUT with scales factored out of the sums; quantised formats only.
+  void (*factored)(const PanelRun& run);
+  void (*round_to_bf16)(const float* from, int64_t count, uint16_t* to);
+  void (*round_in_place)(float* values, int64_t count);  // to the nearest bf16 value
 };
 
 namespace isa_scalar {
-void TreeGemm(const PanelRun& run);
+extern const GemmKernels kGemmKernels;
 }
 namespace isa_avx2 {
-void TreeGemm(const PanelRun& run);
+extern const GemmKernels kGemmKernels;
 }
 namespace isa_avx512 {
-void TreeGemm(const PanelRun& run);
+extern const GemmKernels kGemmKernels;
 }
+
+namespace isa_avx512bf16 {
+// THROUGHPUT with bf16 activations by the processor's bf16 dot products, in order of no contract.
+// Every format but F32 and F16.
+void Bf16Gemm(const PanelRun& run);
+}  // namespace isa_avx512bf16
+
+// Whether this processor has those instructions.
+bool HasBf16Kernels();
+
+// `isa` must be one that this processor has.
+const GemmKernels& KernelsOf(Isa isa);
 
 }  // namespace verbatim::kernels::cpu

@@ -10,10 +10,10 @@
 //   quantised: superblocks [k / kSuper], each a header and its groups [kSuper / kGroup].
 //     header: d[32] binary16; Q4_1, Q5_1: m[32] binary16; Q4_K: dmin[32] binary16, then per group
 //             sc[32], mn[32] uint8; Q6_K: per group sc[32] int8.
-//     group:  high bits, [32] uint32 where kHighBits > 0: element j at bit j * kHighBits;
+//     group:  high bits, [32] uint32 where kHighBits > 0: element j at bit
+//             16 (j & 1) + kHighBits (j >> 1);
 //             then Q8_0: [8][32][4] int8, else nibbles [kGroup / 8][32] uint32: element j (of 8) at
-//             bit 16 (j & 1) + 4 (j >> 1), so that each half of a word, shifted alike, holds a pair
-//             of neighbours.
+//             bit 16 (j & 1) + 4 (j >> 1). So the halves of a word, shifted alike, hold neighbours.
 //
 // Only constants: files compiled for different instruction sets share this header.
 #pragma once

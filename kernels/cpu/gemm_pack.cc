@@ -31,7 +31,7 @@ void PutGroup(const uint8_t* q, int lane, std::byte* group) {
   if constexpr (Layout::kHighBits > 0) {
     uint32_t high = 0;
     for (int j = 0; j < Layout::kGroup; ++j) {
-      high |= static_cast<uint32_t>(q[j] >> 4) << (j * Layout::kHighBits);
+      high |= static_cast<uint32_t>(q[j] >> 4) << (16 * (j & 1) + (j >> 1) * Layout::kHighBits);
     }
     Put(group, lane, high);
     low += 4 * kPanelLanes;

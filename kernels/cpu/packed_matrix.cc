@@ -14,6 +14,7 @@
 #include "kernels/cpu/gemm_kernels.h"
 #include "kernels/cpu/gemm_layout.h"
 #include "kernels/cpu/gemm_pack.h"
+#include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/block_formats.h"
 
 namespace verbatim::kernels::cpu {
@@ -54,15 +55,6 @@ absl::Status CheckPart(absl::Span<const StoredMatrix> parts, size_t i) {
   return absl::OkStatus();
 }
 
-// Node over n > 1 chunks: ceil(n / 2) to the left. A node is complete with its last chunk.
-void CountJoins(int64_t first, int64_t chunks, std::vector<uint8_t>& joins) {
-  if (chunks == 1) return;
-  const int64_t left = (chunks + 1) / 2;
-  CountJoins(first, left, joins);
-  CountJoins(first + left, chunks - left, joins);
-  ++joins[first + chunks - 1];
-}
-
 }  // namespace
 
 AlignedBytes::AlignedBytes(size_t size_bytes) : size_bytes_(size_bytes) {
@@ -76,7 +68,24 @@ AlignedBytes::AlignedBytes(size_t size_bytes) : size_bytes_(size_bytes) {
 
 PackedMatrix::~PackedMatrix() = default;
 
-size_t PackedMatrix::size_bytes() const { return storage_.size_bytes(); }
+size_t PackedMatrix::size_bytes() const {
+  size_t size_bytes = storage_.size_bytes();
+  for (const auto& copy : library_copies_) {
+    if (copy != nullptr) size_bytes += copy->size_bytes();
+  }
+  return size_bytes;
+}
+
+absl::StatusOr<OnednnWeights*> PackedMatrix::LibraryCopy(const CpuContext& context,
+                                                         ActivationType type) const {
+  std::unique_ptr<OnednnWeights>& copy = library_copies_[static_cast<int>(type)];
+  if (copy == nullptr) {
+    auto created = OnednnWeights::Create(context, parts_, type);
+    if (!created.ok()) return created.status();
+    copy = *std::move(created);
+  }
+  return copy.get();
+}
 
 absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& context,
                                                          absl::Span<const StoredMatrix> parts,
@@ -94,9 +103,10 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
   for (const StoredMatrix& part : parts) matrix->rows_ += part.rows;
   if (!load_options.for_gemm) return matrix;
 
-  const int64_t chunks = (matrix->cols_ + kChunk - 1) / kChunk;
-  matrix->tree_joins_.resize(chunks);
-  CountJoins(0, chunks, matrix->tree_joins_);
+  const int64_t chunks = numerics::ChunkCount(matrix->cols_);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    matrix->tree_joins_.push_back(static_cast<uint8_t>(numerics::JoinsAfter(chunk, chunks)));
+  }
   size_t size_bytes = 0;
   int64_t row = 0;
   for (const StoredMatrix& part : parts) {
@@ -138,6 +148,10 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
       }
     }
   });
+  if (gemm_options.library_copies == GemmOptions::LibraryCopies::kAtLoad) {
+    auto copy = matrix->LibraryCopy(context, gemm_options.library_copies_at_load);
+    if (!copy.ok()) return copy.status();
+  }
   return matrix;
 }
 

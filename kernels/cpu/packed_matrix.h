@@ -12,11 +12,10 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/context.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/onednn_gemm.h"
 #include "kernels/ops/dtype.h"
 
 namespace verbatim::kernels::cpu {
-
-class OnednnWeights;
 
 // 64-byte aligned memory; 2 MiB aligned and offered to the kernel as huge pages when large. data()
 // is null if there is not enough.
@@ -64,6 +63,10 @@ class PackedMatrix : public WeightMatrix {
   // tree_joins()[c]: how many tree nodes are complete once chunk c is.
   absl::Span<const uint8_t> tree_joins() const { return tree_joins_; }
 
+  // The copy for oneDNN, made on the first call; size_bytes() counts it from then on. Not
+  // thread-safe: the thread that owns the backend calls it.
+  absl::StatusOr<OnednnWeights*> LibraryCopy(const CpuContext& context, ActivationType type) const;
+
  private:
   friend absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext&,
                                                                   absl::Span<const StoredMatrix>,
@@ -80,6 +83,7 @@ class PackedMatrix : public WeightMatrix {
   AlignedBytes storage_;
   LoadMatrixOptions load_options_;
   GemmOptions gemm_options_;
+  mutable std::unique_ptr<OnednnWeights> library_copies_[2];  // by ActivationType
 };
 
 // Packs `parts`, which share `cols`, their rows concatenated in order. INVALID_ARGUMENT names the

@@ -16,7 +16,11 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#if defined(__AVX512BF16__)
+#define VERBATIM_ISA_NAMESPACE isa_avx512bf16
+#else
 #define VERBATIM_ISA_NAMESPACE isa_avx512
+#endif
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define VERBATIM_ISA_NAMESPACE isa_avx2
