@@ -43,7 +43,9 @@ extern const char kGpt4oPattern[];
 // and \w hold and in a few constructs; INVALID_ARGUMENT for any that has no equal here.
 absl::StatusOr<std::string> TranslatePattern(std::string_view pattern);
 
-// Immutable after creation, for use from any thread.
+// Immutable after creation, for use from any thread. Character classes are those of the Unicode
+// version that PCRE2 was built with (10.42: Unicode 14): characters assigned later are unassigned
+// here.
 class PreTokenizer {
  public:
   // Errors name the step's number and what its pattern does wrong.

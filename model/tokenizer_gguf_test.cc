@@ -152,6 +152,20 @@ TEST(TokenizerGgufTest, EqualScoresMergeFromTheLeft) {
   EXPECT_THAT(Encode(**Load(m), "bab"), ElementsAre(1, 4, 5));
 }
 
+TEST(TokenizerGgufTest, PiecesMayHoldSpacesBetweenLetters) {
+  Metadata m = SentencePiece();
+  m.prefix = 0;
+  EXPECT_THAT(Encode(**Load(m), "a b"), ElementsAre(1, 3, 6, 4));
+  for (const char* piece : {"a\xE2\x96\x81",
+                            "a\xE2\x96\x81"
+                            "b"}) {
+    m.tokens.push_back(piece);
+    m.types.push_back(1);
+    m.scores.push_back(-1);
+  }
+  EXPECT_THAT(Encode(**Load(m), "a b"), ElementsAre(1, 9));
+}
+
 struct Hole {
   const char* name;
   std::function<void(Metadata*)> damage;
