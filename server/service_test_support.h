@@ -34,6 +34,7 @@ class ByteTokenizer final : public model::Tokenizer {
     return ids;
   }
   std::string_view TokenBytes(int32_t id) const override { return bytes_.at(id); }
+  std::string_view FirstTokenBytes(int32_t id) const override { return TokenBytes(id); }
   bool IsSpecial(int32_t id) const override { return id == 256; }
   std::string Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const override {
     std::string text;
