@@ -26,6 +26,7 @@ struct Scratch {
   std::vector<float> logits;   // processed logits, then logits over temperature
   std::vector<float> weights;  // exp(z − max) for top-p
   std::vector<TokenOrder> top;
+  std::vector<int32_t> ids;
 };
 
 Scratch& ThreadScratch() {
@@ -115,8 +116,15 @@ int32_t DrawToken(const SamplingKernels& kernels, const SamplingRow& row, const 
   if (row.top_p < 1.0f) {
     scratch.weights.resize(vocab);
     const uint64_t total = kernels.weigh(z, vocab, max, scratch.weights.data());
-    const TokenOrder last =
-        LastOfTopP(z, scratch.weights.data(), vocab, max, TopPTarget(row.top_p, total));
+    const uint64_t target = TopPTarget(row.top_p, total);
+    // Nearly always the nucleus lies within 8 of the maximum; at 28, weights are zero.
+    scratch.ids.resize(vocab);
+    TokenOrder last = UINT64_MAX;
+    for (const float distance : {8.0f, 28.0f}) {
+      const int64_t count = kernels.collect_from(z, vocab, max - distance, scratch.ids.data());
+      last = LastOfTopP(z, scratch.weights.data(), scratch.ids.data(), count, max, target);
+      if (last != UINT64_MAX) break;
+    }
     kernels.keep_through(z, vocab, OrderKey(last), OrderId(last));
   }
   if (row.min_p > 0.0f) kernels.keep_weight(z, vocab, max, row.min_p);

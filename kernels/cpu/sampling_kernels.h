@@ -41,6 +41,8 @@ struct SamplingKernels {
   int64_t (*count_before)(const float* x, int64_t n, int32_t key, int32_t id);
   // The first min(k, n) tokens, as a heap whose least is heap[0].
   void (*collect_top)(const float* x, int64_t n, int64_t k, TokenOrder* heap);
+  // The ids, ascending, of all tokens with z >= least; how many. `ids` has room for n.
+  int64_t (*collect_from)(const float* z, int64_t n, float least, int32_t* ids);
   // The argmax of the Gumbel scores; z has a finite element, the greatest being at `argmax`.
   int32_t (*draw)(const float* z, int64_t n, int32_t argmax, uint64_t seed, uint32_t position,
                   uint32_t sample_index);

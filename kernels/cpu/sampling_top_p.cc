@@ -68,16 +68,20 @@ uint64_t TopPTarget(float top_p, uint64_t total) {
   return static_cast<uint64_t>(rounded_up);
 }
 
-TokenOrder LastOfTopP(const float* z, const float* weights, int64_t n, float max, uint64_t target) {
+TokenOrder LastOfTopP(const float* z, const float* weights, const int32_t* ids, int64_t count,
+                      float max, uint64_t target) {
   std::array<uint64_t, kBuckets> mass{};
-  for (int64_t i = 0; i < n; ++i) mass[BucketOf(z[i], max)] += Fixed(weights[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    mass[BucketOf(z[ids[i]], max)] += Fixed(weights[ids[i]]);
+  }
   int bucket = 0;
-  while (bucket < kBuckets - 1 && mass[bucket] < target) target -= mass[bucket++];
+  while (bucket < kBuckets && mass[bucket] < target) target -= mass[bucket++];
+  if (bucket == kBuckets) return UINT64_MAX;
   std::vector<Candidate> candidates;
-  for (int64_t i = 0; i < n; ++i) {
-    if (BucketOf(z[i], max) == bucket && weights[i] >= 0x1p-40f) {
-      candidates.push_back({OrderOf(z[i], i), Fixed(weights[i])});
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t id = ids[i];
+    if (BucketOf(z[id], max) == bucket)
+      candidates.push_back({OrderOf(z[id], id), Fixed(weights[id])});
   }
   return SelectByMass(candidates, target);
 }

@@ -17,9 +17,11 @@ inline int32_t OrderId(TokenOrder order) {
 // ceil(top_p · total) without rounding; top_p in (0, 1), total below 2^64.
 uint64_t TopPTarget(float top_p, uint64_t total);
 
-// The last token of the shortest prefix, in (z descending, id ascending) order, whose weights
-// floor(weights[i] · 2^40) sum to at least target. weights[i] = exp(z[i] − max) with max the
-// greatest of z; 1 <= target <= the sum of all.
-TokenOrder LastOfTopP(const float* z, const float* weights, int64_t n, float max, uint64_t target);
+// The last token of the shortest prefix, in (z descending, id ascending) order, of the tokens `ids`
+// whose weights floor(weights[id] · 2^40) sum to at least target; weights[id] = exp(z[id] − max).
+// ids holds every token at or above some logit, max among them. UINT64_MAX when their weights fall
+// short of target.
+TokenOrder LastOfTopP(const float* z, const float* weights, const int32_t* ids, int64_t count,
+                      float max, uint64_t target);
 
 }  // namespace verbatim::kernels::cpu
