@@ -1,0 +1,20 @@
+// The demonstration's page: one file that needs nothing else, neither network nor server.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "nlohmann/json.hpp"
+
+namespace verbatim::lab {
+
+// `data` as JavaScript source that may stand inside a <script> element, whatever its strings hold:
+// no '<', '>' or '&' and no line separators remain, and invalid UTF-8 is replaced.
+std::string ScriptSafeJson(const nlohmann::json& data);
+
+std::string DemoPage(const nlohmann::json& data);
+
+// Writes through a temporary file beside `path`, whose folder is made if need be.
+absl::Status WriteFile(const std::string& path, const std::string& content);
+
+}  // namespace verbatim::lab

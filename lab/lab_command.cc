@@ -1,0 +1,48 @@
+// The table of experiments.
+#include "lab/lab_command.h"
+
+#include <cstdio>
+#include <string>
+
+#include "lab/demo_command.h"
+
+namespace verbatim::lab {
+namespace {
+
+struct Experiment {
+  const char* name;
+  const char* summary;
+  int (*run)(int argc, char** argv);
+};
+
+constexpr Experiment kExperiments[] = {
+    {"demo", "the same prompts in every mode: texts, logit bits and speed", RunDemo},
+};
+
+void PrintUsage(std::FILE* out) {
+  std::fputs("usage: verbatim lab EXPERIMENT [flags]\n\n", out);
+  for (const Experiment& experiment : kExperiments) {
+    std::fprintf(out, "  %-14s %s\n", experiment.name, experiment.summary);
+  }
+  std::fputs("\n`verbatim lab EXPERIMENT --help` lists the flags of an experiment.\n", out);
+}
+
+}  // namespace
+
+int RunLab(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : "";
+  for (const Experiment& experiment : kExperiments) {
+    if (name == experiment.name) return experiment.run(argc - 1, argv + 1);
+  }
+  if (name == "--help" || name == "-h") {
+    PrintUsage(stdout);
+    return 0;
+  }
+  if (!name.empty()) {
+    std::fprintf(stderr, "verbatim lab: '%s' is not an experiment\n", name.c_str());
+  }
+  PrintUsage(stderr);
+  return 2;
+}
+
+}  // namespace verbatim::lab
