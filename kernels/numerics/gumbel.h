@@ -12,19 +12,36 @@ namespace verbatim::numerics {
 // The noise is below this for every word, with room for rounding.
 inline constexpr float kGumbelBound = 22.5f;
 
-// z and the words of the same lanes; −inf stays −inf.
+// The uniform number v of each word.
 template <class V, class I>
-VERBATIM_HD V GumbelScore(V z, I words) {
-  const auto k = [z](float c) VERBATIM_HD_LAMBDA { return BroadcastAs(z, c); };
-  V v = Fma(ToFloat(ShiftRightLogical<1>(words)), k(0x1p-31f), k(0x1p-32f));
+VERBATIM_HD V GumbelUniform(V like, I words) {
+  const auto k = [like](float c) VERBATIM_HD_LAMBDA { return BroadcastAs(like, c); };
+  const V v = Fma(ToFloat(ShiftRightLogical<1>(words)), k(0x1p-31f), k(0x1p-32f));
   const V limit = k(1.0f - 0x1p-24f);
-  v = SelectLess(v, limit, v, limit);
-  const V minus_one = k(-1.0f);
+  return SelectLess(v, limit, v, limit);
+}
+
+// The score from logits and uniform numbers of the same lanes; −inf stays −inf.
+template <class V>
+VERBATIM_HD V GumbelScore(V z, V v) {
+  const V minus_one = BroadcastAs(z, -1.0f);
   return Sub(z, Log(Mul(Log1p(Mul(v, minus_one)), minus_one)));
 }
 
+// At least GumbelScore(z, v), and cheap: −ln1p(−v) >= v, so the noise is at most −ln v, which is at
+// most −ln 2 times the exponent of v. Rounding is monotone, and the 0.01 covers the error of the
+// two logarithms.
+template <class V>
+VERBATIM_HD V GumbelScoreBound(V z, V v) {
+  const auto bits = BitCast(v);
+  const V exponent = ToFloat(Sub(ShiftRightLogical<23>(bits), BroadcastAs(bits, 127)));
+  const V noise = Fma(exponent, BroadcastAs(z, -0x1.62e432p-1f), BroadcastAs(z, 0.01f));
+  return Add(z, noise);
+}
+
 VERBATIM_HD float GumbelScoreF(float z, uint32_t word) {
-  return GumbelScore(F32{z}, I32{static_cast<int32_t>(word)}).v;
+  const F32 v = GumbelUniform(F32{z}, I32{static_cast<int32_t>(word)});
+  return GumbelScore(F32{z}, v).v;
 }
 
 }  // namespace verbatim::numerics

@@ -72,6 +72,17 @@ TEST(Gumbel, MatchesTheFormulaInDouble) {
   }
 }
 
+TEST(Gumbel, BoundIsNeverBelowTheScore) {
+  for (float z : {0.0f, -7.5f, 12.25f, 1e6f, -3e9f, 1e30f}) {
+    for (uint64_t word = 0; word <= 0xffffffff; word = word < 100000 ? word + 1 : word + 99991) {
+      const F32 v = GumbelUniform(F32{z}, I32{static_cast<int32_t>(static_cast<uint32_t>(word))});
+      const float bound = GumbelScoreBound(F32{z}, v).v;
+      ASSERT_GE(bound, GumbelScore(F32{z}, v).v) << z << " " << word;
+      ASSERT_LE(GumbelScoreBound(F32{0.0f}, v).v, kGumbelBound);
+    }
+  }
+}
+
 TEST(Gumbel, ExtremesAreFiniteAndWithinTheBound) {
   const float greatest = GumbelScoreF(0.0f, 0);  // v = 2^-32
   EXPECT_NEAR(greatest, 32 * std::log(2.0), 1e-5);
