@@ -314,8 +314,8 @@ TEST(AttentionTest, ShapesHaveReferenceBitsOnEveryInstructionSet) {
     for (int64_t head_dim : {2, 16, 32, 64, 80, 96, 128, 130, 256}) {
       for (int64_t heads_per_kv : {1, 3, 4, 8}) {
         for (int64_t page_tokens : {16, 32, 64, 256}) {
-          // Each page size with one ratio, and all of them at head_dim 64.
-          if (head_dim != 64 && (page_tokens / 16 + heads_per_kv) % 3 != 0) continue;
+          // A third of the combinations.
+          if ((page_tokens / 16 + heads_per_kv + head_dim / 2) % 3 != 0) continue;
           const Shape shape{.num_kv_heads = 2,
                             .heads_per_kv = heads_per_kv,
                             .head_dim = head_dim,
@@ -323,15 +323,15 @@ TEST(AttentionTest, ShapesHaveReferenceBitsOnEveryInstructionSet) {
                             .dtype = dtype};
           SCOPED_TRACE(testing::Message() << InfoOf(dtype).name << " dim " << head_dim << " ratio "
                                           << heads_per_kv << " page " << page_tokens);
-          const Sequence sequence = MakeSequence(shape, 290, 5);
+          const Sequence sequence = MakeSequence(shape, 270, 5);
           std::vector<float> first;
           for (Isa isa : IsasOfThisMachine()) {
             Fixture fixture(shape, {sequence}, isa, 2);
-            std::vector<float> y = fixture.Step({{0, 0, 280}});
-            const std::vector<float> last = fixture.Step({{0, 280, 10}});
+            std::vector<float> y = fixture.Step({{0, 0, 262}});
+            const std::vector<float> last = fixture.Step({{0, 262, 8}});
             y.insert(y.end(), last.begin(), last.end());
             if (first.empty()) {
-              ExpectReferenceBits(shape, sequence, {0, 0, 290}, y, 57);
+              ExpectReferenceBits(shape, sequence, {0, 0, 270}, y, 53);
               first = y;
             }
             EXPECT_TRUE(Differences(first, y).empty()) << NameOf(isa);

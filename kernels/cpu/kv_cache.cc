@@ -190,6 +190,7 @@ absl::Status KvWrite(const CpuContext& context, const KvWriteParams& params) {
                                                    " is below a row's ", row_elements,
                                                    " elements, or k or v is missing"));
   }
+  // Transposing K touches a cache line an element.
   ParallelRows(context, rows, 2 * row_elements, kMinElementsPerThread / 4,
                [&](int64_t begin, int64_t end) {
                  if (cache->config().dtype == DType::kF32) {

@@ -31,8 +31,8 @@ absl::Status SwiGlu(const CpuContext& context, const SwiGluParams& params) {
 #endif
   const bool round =
       !IsStrong(params.mode.policy) && params.mode.activations == ActivationType::kBF16;
-  // An element costs about two divisions of RMSNorm's multiplications.
-  ParallelRows(context, params.tokens, params.cols, kMinElementsPerThread / 4,
+  // An exponential and a division an element: about as much as two elements of a plain pass.
+  ParallelRows(context, params.tokens, params.cols, kMinElementsPerThread / 2,
                [&](int64_t begin, int64_t end) { rows(params, round, begin, end); });
   return absl::OkStatus();
 }
