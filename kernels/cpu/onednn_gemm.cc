@@ -54,6 +54,7 @@ void UseThisThreadAlone() {
 
 struct OnednnWeights::Slice {
   int64_t row_begin = 0, rows = 0, cols = 0;
+  int64_t output_stride = 0;  // of the outputs that the layout of the weights is chosen for
   ActivationType type = ActivationType::kF32;
   dnnl::engine engine;
   dnnl::stream stream;
@@ -96,7 +97,9 @@ struct OnednnWeights::Slice {
       part_begin += part.rows;
     }
     const memory::desc any({cols, rows}, TypeOf(type), memory::format_tag::any);
-    const auto description = Describe({64, cols, rows, false, false}, any);
+    // oneDNN has fast kernels only where the layout was chosen for the strides that run: the rows of
+    // an output hold all slices side by side.
+    const auto description = Describe({64, cols, output_stride, false, false}, any);
     memory plain({{cols, rows}, memory::data_type::f32, memory::format_tag::ba}, engine,
                  decoded.data());
     weights = memory(description.weights_desc(), engine);
@@ -180,6 +183,7 @@ absl::StatusOr<std::unique_ptr<OnednnWeights>> OnednnWeights::Create(
       slice->row_begin = range.begin;
       slice->rows = range.end - range.begin;
       slice->cols = result->cols_;
+      slice->output_stride = rows;
       slice->type = type;
       slice->Pack(parts);
       result->slices_[thread] = std::move(slice);
