@@ -9,6 +9,9 @@
 #include "grpcpp/server_builder.h"
 
 namespace verbatim::server {
+namespace {
+constexpr char kServiceName[] = "verbatim.v1.VerbatimService";
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOptions& options,
                                                               grpc::Service* service) {
@@ -35,6 +38,9 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
   if (out->server_ == nullptr || (!host.empty() && out->port_ == 0)) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", host, ":", options.port,
                                                ": the address is in use or not this machine's"));
+  }
+  if (auto* health = out->server_->GetHealthCheckService()) {
+    health->SetServingStatus(kServiceName, true);  // besides "", the server as a whole
   }
   out->address_ = absl::StrCat(host, ":", out->port_);
   return out;

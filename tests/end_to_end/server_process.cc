@@ -1,0 +1,131 @@
+// Spawning of the server, and hand-written calls of the standard services.
+#include "tests/end_to_end/server_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "grpcpp/completion_queue.h"
+#include "grpcpp/create_channel.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/security/credentials.h"
+
+namespace verbatim::end_to_end {
+
+ServerProcess::ServerProcess(std::vector<std::string> flags) {
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC) != 0) return;
+  flags.insert(flags.begin(), {VERBATIM_BINARY, "serve", "--port=0"});
+  std::vector<char*> argv;
+  for (std::string& flag : flags) argv.push_back(flag.data());
+  argv.push_back(nullptr);
+  pid_ = fork();
+  if (pid_ == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // does not outlive a test that crashes
+    dup2(fds[1], STDERR_FILENO);
+    execv(argv[0], argv.data());
+    _exit(127);
+  }
+  close(fds[1]);
+  stderr_fd_ = fds[0];
+  const std::string mark = "ready on ";
+  char c;
+  while (read(stderr_fd_, &c, 1) == 1) {
+    log_.push_back(c);
+    if (c != '\n') continue;
+    const size_t at = log_.find(mark);
+    if (at == std::string::npos) continue;
+    const size_t begin = at + mark.size();
+    address_ = log_.substr(begin, log_.find(' ', begin) - begin);
+    channel_ = grpc::CreateChannel(address_, grpc::InsecureChannelCredentials());
+    stub_ = v1::VerbatimService::NewStub(channel_);
+    return;
+  }
+}
+
+ServerProcess::~ServerProcess() {
+  if (pid_ > 0) {
+    kill(pid_, SIGKILL);
+    Wait();
+  }
+}
+
+void ServerProcess::Signal(int signal) const { kill(pid_, signal); }
+
+int ServerProcess::Wait() {
+  char buffer[4096];
+  ssize_t n;
+  while ((n = read(stderr_fd_, buffer, sizeof(buffer))) > 0) log_.append(buffer, n);
+  close(stderr_fd_);
+  int status = 0;
+  waitpid(pid_, &status, 0);
+  pid_ = -1;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+namespace {
+
+// One request, one answer, whatever kind of method it is; empty on any error.
+std::string RawCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                    const std::string& request) {
+  grpc::GenericStub stub(channel);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  grpc::CompletionQueue queue;
+  const auto await = [&queue] {
+    void* tag;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  const grpc::Slice slice(request);
+  const grpc::ByteBuffer message(&slice, 1);
+  grpc::ByteBuffer answer;
+  auto call = stub.PrepareCall(&context, method, &queue);
+  call->StartCall(nullptr);
+  bool ok = await();
+  if (ok) {
+    call->WriteLast(message, grpc::WriteOptions(), nullptr);
+    ok = await();
+  }
+  if (ok) {
+    call->Read(&answer, nullptr);
+    ok = await();
+  }
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  await();
+  queue.Shutdown();
+  std::vector<grpc::Slice> slices;
+  if (!ok || !answer.Dump(&slices).ok()) return "";
+  std::string bytes;
+  for (const grpc::Slice& part : slices) {
+    bytes.append(reinterpret_cast<const char*>(part.begin()), part.size());
+  }
+  return bytes;
+}
+
+// A length-delimited field of less than 128 bytes.
+std::string Field(int number, const std::string& value) {
+  std::string out;
+  out.push_back(static_cast<char>(number << 3 | 2));
+  out.push_back(static_cast<char>(value.size()));
+  return out + value;
+}
+
+}  // namespace
+
+int CheckHealth(const std::shared_ptr<grpc::Channel>& channel, const std::string& service) {
+  // HealthCheckRequest { string service = 1; }, HealthCheckResponse { ServingStatus status = 1; }
+  const std::string answer = RawCall(channel, "/grpc.health.v1.Health/Check", Field(1, service));
+  return answer.size() == 2 && answer[0] == 8 ? answer[1] : -1;
+}
+
+std::string ListServices(const std::shared_ptr<grpc::Channel>& channel) {
+  // ServerReflectionRequest { string list_services = 7; }
+  return RawCall(channel, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                 Field(7, "*"));
+}
+
+}  // namespace verbatim::end_to_end
