@@ -67,7 +67,12 @@ inline Wide WideRamp(uint64_t base, uint64_t step) {
   return {_mm512_load_si512(even), _mm512_load_si512(odd)};
 }
 inline uint64_t SumLanes(Wide a) {
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(a.even, a.odd)));
+  // Not _mm512_reduce_add_epi64: that adds signed numbers, which may not wrap.
+  alignas(64) uint64_t sums[8];
+  _mm512_store_si512(sums, _mm512_add_epi64(a.even, a.odd));
+  uint64_t total = 0;
+  for (uint64_t sum : sums) total += sum;
+  return total;
 }
 inline __m512i FixedPoint(__m512i bits) {
   const __m512i mantissa = _mm512_or_si512(_mm512_and_si512(bits, _mm512_set1_epi64(0x7fffff)),

@@ -378,12 +378,12 @@ TEST(Sampling, RareTokensOfALargeVocabularyAreNotOverdrawn) {
   logits[7] = static_cast<float>(std::log(vocab / 2e-4));
   SamplingRow row;
   int rest = 0;
-  const int draws = 20000;
+  const int draws = 10000;
   for (int i = 0; i < draws; ++i) {
     row.seed = i;
     rest += SampleOne(row, logits).token != 7 ? 1 : 0;
   }
-  EXPECT_LE(rest, 4 + 6 * 2);  // Poisson with mean 4
+  EXPECT_LE(rest, 2 + 6 * 1.5);  // Poisson with mean 2
 }
 
 TEST(Sampling, BadParametersNameTheField) {
