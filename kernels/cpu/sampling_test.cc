@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/sampling_reference.h"
+#include "kernels/cpu/sampling_top_p.h"
 
 namespace verbatim::kernels::cpu {
 namespace {
@@ -319,6 +320,27 @@ TEST(Sampling, PenaltiesFollowTheFormula) {
   EXPECT_EQ(SampleOne(row, logits).token, 0);
   row.repetition_penalty = 5.0f;
   EXPECT_EQ(SampleOne(row, logits).token, 3);
+}
+
+TEST(Sampling, TopPBoundaryIsExact) {
+  constexpr uint64_t kOne = uint64_t{1} << 40;
+  EXPECT_EQ(TopPTarget(0.5f, 4 * kOne), 2 * kOne);
+  EXPECT_EQ(TopPTarget(0.5f, 4 * kOne + 1), 2 * kOne + 1);
+  EXPECT_EQ(TopPTarget(0x1p-149f, 4 * kOne), 1u);
+  EXPECT_EQ(TopPTarget(1.0f - 0x1p-24f, uint64_t{1} << 57),
+            (uint64_t{1} << 57) - (uint64_t{1} << 33));
+  // Equal weights: a prefix of exactly half the mass is enough for 0.5, and one more token is
+  // needed just above it.
+  const std::vector<float> z(8, 1.5f), weights(8, 1.0f);
+  const std::vector<int32_t> ids = {0, 1, 2, 3, 4, 5, 6, 7};
+  for (int kept = 1; kept <= 8; ++kept) {
+    EXPECT_EQ(OrderId(LastOfTopP(z.data(), weights.data(), ids.data(), 8, 1.5f, kept * kOne)),
+              kept - 1);
+    if (kept == 8) continue;
+    EXPECT_EQ(OrderId(LastOfTopP(z.data(), weights.data(), ids.data(), 8, 1.5f, kept * kOne + 1)),
+              kept);
+  }
+  EXPECT_EQ(LastOfTopP(z.data(), weights.data(), ids.data(), 8, 1.5f, 8 * kOne + 1), UINT64_MAX);
 }
 
 // Pearson's statistic of draws against exact probabilities stays below the mean plus six standard
