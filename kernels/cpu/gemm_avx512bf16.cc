@@ -278,7 +278,7 @@ template <DType kDType>
 void RunRows(const PanelRun& run, int64_t row, int rows) {
   constexpr bool kPlain = kDType == DType::kBF16;
   static constexpr TileTable<kDType, 1, kPlain ? kPlainRows : kScaledRows> kNarrow;
-  static constexpr TileTable<kDType, 2, 2> kWide;
+  static constexpr TileTable<kDType, 2, 3> kWide;
   alignas(64) float sums[kSumGroups * kScaledRows];
   Job job;
   job.pairs = (run.k + 1) / 2;
@@ -287,7 +287,7 @@ void RunRows(const PanelRun& run, int64_t row, int rows) {
   job.sums = sums;
   const auto x_row = [&](int r) { return job.x + r * job.x_stride; };
   for (int64_t panel = 0; panel < run.panel_count;) {
-    const int panels = rows <= 2 && panel + 2 <= run.panel_count ? 2 : 1;
+    const int panels = rows <= 3 && panel + 2 <= run.panel_count ? 2 : 1;
     const auto tile = (panels == 2 ? kWide.tile : kNarrow.tile)[rows];
     alignas(64) float out[kPlainRows * 2 * kPanelLanes] = {};
     job.out = out;
