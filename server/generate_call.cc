@@ -9,6 +9,7 @@
 #include "grpcpp/server_context.h"
 #include "server/grpc_wire.h"
 #include "server/parse_error.h"
+#include "server/write_thread.h"
 
 namespace verbatim::server {
 namespace {
@@ -123,7 +124,7 @@ void GenerateCall::OnPromptLogprobs(std::vector<engine::PositionLogprobs> positi
     if (cancelled_ || terminal_.has_value()) return;
     queue_.Push(std::move(positions));
   }
-  Pump();
+  PumpSoon();
 }
 
 void GenerateCall::OnDelta(engine::DeltaEvent event) {
@@ -135,7 +136,7 @@ void GenerateCall::OnDelta(engine::DeltaEvent event) {
     too_slow = queue_.delta_bytes() > service_->max_pending_bytes;
   }
   if (too_slow) return EndSlowReader();
-  Pump();
+  PumpSoon();
 }
 
 void GenerateCall::OnFinished(engine::FinishedEvent event) {
@@ -144,7 +145,7 @@ void GenerateCall::OnFinished(engine::FinishedEvent event) {
     if (cancelled_ || terminal_.has_value()) return;
     queue_.Push(event);
   }
-  Pump();
+  PumpSoon();
 }
 
 void GenerateCall::OnDone(absl::Status status, engine::UsageEvent usage) {
@@ -154,7 +155,7 @@ void GenerateCall::OnDone(absl::Status status, engine::UsageEvent usage) {
     if (status.ok() && !cancelled_) queue_.Push(usage);
     terminal_ = std::move(status);
   }
-  Pump();
+  PumpSoon();
 }
 
 void GenerateCall::EndSlowReader() {
@@ -194,12 +195,23 @@ void GenerateCall::OnCancel() {
 
 void GenerateCall::OnDone() { self_.reset(); }
 
+void GenerateCall::PumpSoon() {
+  {
+    std::lock_guard lock(mutex_);
+    // OnWriteDone() pumps after a write in flight; Submit() after it has accepted.
+    if (pump_pending_ || writing_ || !accepted_) return;
+    pump_pending_ = true;
+  }
+  service_->write_thread->Add(shared_from_this());
+}
+
 void GenerateCall::Pump() {
   bool finish = false;
   bool write = false;
   grpc::Status status;
   {
     std::lock_guard lock(mutex_);
+    pump_pending_ = false;
     if (writing_ || finish_called_ || !accepted_) return;
     if (std::optional<v1::GenerateResponse> response = queue_.Pop()) {
       out_ = Serialize(*response);

@@ -38,6 +38,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnFinished(engine::FinishedEvent event) override;
   void OnDone(absl::Status status, engine::UsageEvent usage) override;
 
+  // Starts the next write, or finishes, if it is time.
+  void Pump();
+
  private:
   GenerateCall(ServiceContext* service, grpc::CallbackServerContext* context);
 
@@ -46,7 +49,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Submit();
   void Fail(const absl::Status& status);  // before the engine has the request
   void EndSlowReader();
-  void Pump();  // starts the next write, or finishes, if it is time
+  void PumpSoon();
 
   ServiceContext* const service_;
   grpc::CallbackServerContext* const context_;
@@ -63,6 +66,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool accepted_ = false;                 // Accepted is queued: writing may begin
   bool cancelled_ = false;                // the client is gone
   bool writing_ = false;
+  bool pump_pending_ = false;  // the write thread will pump
   bool finish_called_ = false;
   grpc::ByteBuffer out_;  // the message being written
 };

@@ -13,6 +13,7 @@
 #include "grpcpp/client_context.h"
 #include "server/grpc_server.h"
 #include "server/service_test_support.h"
+#include "server/write_thread.h"
 
 namespace verbatim::server {
 namespace {
@@ -29,6 +30,7 @@ class GenerationServiceTest : public ::testing::Test {
     context_.tokenizer = &tokenizer_;
     context_.chat_template = &chat_template_;
     context_.text_workers = workers_.get();
+    context_.write_thread = &write_thread_;
     context_.limits.served_model_name = "bytes";
     context_.limits.vocab_size = tokenizer_.vocab_size();
     context_.limits.max_model_len = 1000;
@@ -81,6 +83,7 @@ class GenerationServiceTest : public ::testing::Test {
   FakeEngine engine_;
   ServiceContext context_;
   std::unique_ptr<TextWorkers> workers_;
+  WriteThread write_thread_;
   std::unique_ptr<GenerationService> service_;
   std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<v1::VerbatimService::Stub> stub_;

@@ -30,6 +30,7 @@
 #include "server/grpc_server.h"
 #include "server/server_config.h"
 #include "server/unary_calls.h"
+#include "server/write_thread.h"
 
 namespace verbatim::server {
 namespace {
@@ -103,6 +104,7 @@ struct Serving {
   std::unique_ptr<FrontEndCpuTime> cpu_time;
   ServiceContext context;
   std::unique_ptr<TextWorkers> text_workers;
+  std::unique_ptr<WriteThread> write_thread;
   std::unique_ptr<GenerationService> service;
   std::unique_ptr<GrpcServer> grpc;
 };
@@ -170,6 +172,7 @@ void FillContext(const ServerConfig& config, const flags::FlagSet& flags, absl::
   context.tokenizer = serving->tokenizer.get();
   context.chat_template = &serving->chat_template;
   context.text_workers = serving->text_workers.get();
+  context.write_thread = serving->write_thread.get();
   context.limits.served_model_name = config.served_model_name;
   context.limits.vocab_size = serving->checkpoint->config().vocab_size;
   context.limits.max_model_len = config.max_model_len;
@@ -217,6 +220,7 @@ absl::Status Start(ServerConfig* config, const flags::FlagSet& flags, absl::Time
   }
   serving->cpu_time = std::make_unique<FrontEndCpuTime>();
   serving->text_workers = std::make_unique<TextWorkers>(/*threads=*/1, /*max_queued=*/256);
+  serving->write_thread = std::make_unique<WriteThread>();
   FillContext(*config, flags, start, weights_sha256, serving);
   serving->service = std::make_unique<GenerationService>(&serving->context);
   auto grpc =

@@ -18,11 +18,14 @@
 
 namespace verbatim::server {
 
+class WriteThread;
+
 struct ServiceContext {
   engine::Engine* engine = nullptr;             // outlives the service
   const model::Tokenizer* tokenizer = nullptr;  // outlives the service
   const model::ChatTemplate* chat_template = nullptr;
   TextWorkers* text_workers = nullptr;
+  WriteThread* write_thread = nullptr;
   RequestLimits limits;
 
   v1::GetModelInfoResponse model_info;    // the answer
