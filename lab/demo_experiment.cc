@@ -140,8 +140,9 @@ absl::StatusOr<double> MeasureCapacity(const DemoOptions& options, client::Clien
   sample.seed = options.seed + 1;
   DemoMode mode;
   WorkList list = MakeWorkList(sample, mode, 0, INFINITY);
+  const size_t once = list.items.size();
   while (static_cast<int64_t>(list.items.size()) < 2 * options.concurrency) {
-    list.items.insert(list.items.end(), list.items.begin(), list.items.end());
+    list.items.push_back(client::WorkItem(list.items[list.items.size() - once]));
   }
   client::LoadOptions load;
   load.max_concurrency = options.concurrency;
