@@ -2,6 +2,8 @@
 #include <cstdio>
 #include <string>
 
+#include "client/generate_command.h"
+#include "lab/lab_command.h"
 #include "server/serve_command.h"
 
 namespace {
@@ -14,6 +16,8 @@ struct Subcommand {
 
 constexpr Subcommand kSubcommands[] = {
     {"serve", "serve a model over gRPC", verbatim::server::RunServe},
+    {"generate", "stream one prompt's answer to the terminal", verbatim::client::RunGenerate},
+    {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };
 
 void PrintUsage(std::FILE* out) {
