@@ -2,6 +2,7 @@
 #include "kernels/cpu/gemm.h"
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -42,17 +43,40 @@ absl::Status Check(const GemmParams& params, const PackedMatrix* weight) {
 // Which kernel a THROUGHPUT product runs on.
 enum class Path { kTree, kFactored, kBf16, kLibrary };
 
-// Up to how many tokens the stored bits, widened in registers, beat oneDNN's prepacked copy, which
-// is read from memory at 2 or 4 bytes an element; from bench/gemm_bench.cc.
-struct Crossover {
-  int64_t factored_tokens;  // up to here with scales factored out, then as the tree
-  int64_t library_tokens;   // from here on by oneDNN
-};
+// The rules below are what bench/gemm_bench.cc showed on AVX-512 (Zen 5, two cores, 46 GB/s), and
+// for AVX2 on the same processor. Splitting K between threads was never needed: even 576 outputs
+// are 18 panels, more than the threads of the machines this backend is for, and a panel streams all
+// of its k.
 
-Crossover CrossoverOf(DType dtype, ActivationType activations) {
-  const bool quantised = InfoOf(dtype).block_elements > 1;
-  if (activations == ActivationType::kBF16) return {4, quantised ? 24 : 12};
-  return {quantised ? 4 : 0, quantised ? 24 : 12};
+// Factoring the scales out saves a multiply-add a weight, and costs a few a group and token.
+bool FactoringPays(Isa isa, DType dtype, int64_t tokens) {
+  if (InfoOf(dtype).block_elements == 1) return false;
+  if (isa != Isa::kAvx512) return tokens <= 2;
+  // GCC 12 keeps sums of the two-token Q8_0 kernel in memory.
+  return tokens <= 4 && !(dtype == DType::kQ8_0 && tokens == 2);
+}
+
+// From how many tokens on oneDNN's prepacked copy is faster than the stored bits.
+int64_t LibraryMinTokens(Isa isa, DType dtype, ActivationType activations) {
+  constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+  if (isa == Isa::kScalar) return kNever;
+  if (activations == ActivationType::kF32) {
+    // On AVX-512 widening in registers keeps up with fp32 copies at every size (0.97 to 3.5 times
+    // their speed), at no second copy.
+    return isa == Isa::kAvx512 ? kNever : 64;
+  }
+  if (!HasBf16Kernels()) return kNever;  // oneDNN would emulate bf16
+  if (isa != Isa::kAvx512) return 8;
+  switch (dtype) {
+    case DType::kF32:
+      return 1;  // half the bytes to read
+    case DType::kF16:
+      return 8;
+    case DType::kBF16:
+      return 192;
+    default:
+      return 32;
+  }
 }
 
 Path ChoosePath(const CpuContext& context, const GemmParams& params, const PackedMatrix& weight) {
@@ -64,17 +88,17 @@ Path ChoosePath(const CpuContext& context, const GemmParams& params, const Packe
   }
   const ActivationType activations = params.mode.activations;
   const GemmOptions& options = weight.gemm_options();
-  const Crossover crossover = CrossoverOf(main->dtype, activations);
-  const int64_t library_tokens =
-      options.library_min_tokens > 0 ? options.library_min_tokens : crossover.library_tokens;
+  const int64_t library_tokens = options.library_min_tokens > 0
+                                     ? options.library_min_tokens
+                                     : LibraryMinTokens(context.isa, main->dtype, activations);
   if (options.library_copies != GemmOptions::LibraryCopies::kNever &&
-      params.tokens >= library_tokens && context.isa != Isa::kScalar) {
+      params.tokens >= library_tokens) {
     return Path::kLibrary;
   }
   if (activations == ActivationType::kBF16 && context.isa == Isa::kAvx512 && HasBf16Kernels()) {
     return Path::kBf16;
   }
-  return params.tokens <= crossover.factored_tokens ? Path::kFactored : Path::kTree;
+  return FactoringPays(context.isa, main->dtype, params.tokens) ? Path::kFactored : Path::kTree;
 }
 
 // Runs `kernel` on the panels of the matrix, cut among the threads.

@@ -64,7 +64,6 @@ TEST_P(GemmThroughputTest, IsCloseToTheDoubleProduct) {
       double largest = 0;
       for (const float v : w) largest = std::max(largest, std::fabs(static_cast<double>(v)));
       for (const Isa isa : AvailableIsas()) {
-        if (library && isa == Isa::kScalar) continue;
         const CpuContext context{&pool, isa};
         auto packed = PackMatrix(context, {m.stored}, {}, options);
         ASSERT_TRUE(packed.ok()) << packed.status();
