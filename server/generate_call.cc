@@ -36,6 +36,7 @@ GenerateCall::GenerateCall(ServiceContext* service, grpc::CallbackServerContext*
     : service_(service), context_(context), queue_(*service->tokenizer) {}
 
 void GenerateCall::Begin(const grpc::ByteBuffer& request) {
+  if (service_->draining) return Fail(absl::UnavailableError("the server is shutting down"));
   const std::string bytes = BytesOf(request);
   if (!request_.ParseFromString(bytes)) {
     return Fail(DescribeParseError(*v1::GenerateRequest::descriptor(), bytes));

@@ -159,6 +159,14 @@ TEST_F(GenerationServiceTest, RefusalsKeepCodeAndMessage) {
   }
 }
 
+TEST_F(GenerationServiceTest, DrainingRefusesGenerateAndAnswersTheRest) {
+  context_.draining = true;
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  grpc::ClientContext call;
+  v1::GetServerInfoResponse info;
+  EXPECT_TRUE(stub_->GetServerInfo(&call, {}, &info).ok());
+}
+
 TEST_F(GenerationServiceTest, AnErrorInMidStreamComesAfterWhatWasGenerated) {
   grpc::ClientContext call;
   auto reader = stub_->Generate(&call, TextRequest());

@@ -268,6 +268,7 @@ int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Servin
   } while (signal == SIGUSR1);
   std::fprintf(stderr, "draining for up to %g s; a second signal ends at once\n",
                config.drain_timeout_s);
+  serving->context.draining = true;
   serving->grpc->SetNotServing();
   const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_timeout_s);
   const pthread_t waiting = pthread_self();

@@ -38,6 +38,9 @@ struct ServiceContext {
   // A stream whose reader lags this far behind is ended.
   int64_t max_pending_bytes = 16 << 20;
 
+  // Set before health answers NOT_SERVING: whoever has seen that finds Generate refused.
+  std::atomic<bool> draining{false};
+
   std::string request_id_prefix;
   std::atomic<uint64_t> next_request_id{1};
 };

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
@@ -259,7 +260,8 @@ TEST(Server, AFullQueueRefuses) {
 
 TEST(Server, StandardServicesAndInfoAnswer) {
   const std::string port_file =
-      (std::filesystem::path(::testing::TempDir()) / "verbatim_port").string();
+      (std::filesystem::path(::testing::TempDir()) / ("verbatim_port_" + std::to_string(getpid())))
+          .string();
   std::filesystem::remove(port_file);
   ServerProcess server(Flags({"--served-model-name=tiny", "--port-file=" + port_file}));
   ASSERT_TRUE(server.ready()) << server.log();
@@ -394,13 +396,15 @@ TEST(Server, StartUpErrorsNameFileOrFlag) {
     EXPECT_THAT(server.log(), HasSubstr("does/not/exist.gguf"));
   }
   {
-    const std::string path = (std::filesystem::path(::testing::TempDir()) / "cut.gguf").string();
+    const std::string path = (std::filesystem::path(::testing::TempDir()) /
+                              ("cut_" + std::to_string(getpid()) + ".gguf"))
+                                 .string();
     std::filesystem::copy_file(kModel, path, std::filesystem::copy_options::overwrite_existing);
     std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
     ServerProcess server({"--model=" + path});
     EXPECT_FALSE(server.ready());
     EXPECT_EQ(server.Wait(), 1);
-    EXPECT_THAT(server.log(), HasSubstr("cut.gguf"));
+    EXPECT_THAT(server.log(), HasSubstr(path));
     EXPECT_THAT(server.log(), HasSubstr("offset"));
   }
   {
