@@ -19,7 +19,7 @@ struct DemoOptions {
   std::string server_binary;  // empty: this program
   std::vector<std::string> prompts;
   int64_t repeats = 20;  // of each prompt, in each mode
-  int64_t max_tokens = 48;
+  int64_t max_tokens = 32;
   int64_t concurrency = 16;
   double background_share = 0.3;  // background requests for each measured one
   double request_rate = 0;        // arrivals per second; 0: 1.2 times what the server can serve

@@ -14,7 +14,6 @@ constexpr const char* kPrompts[] = {
     "Why is the sky blue?",
     "What is the capital of Australia?",
     "List five things to pack for a day in the mountains.",
-    "Name three rivers in South America and one fact about each.",
     "Write a Python function that returns the n-th Fibonacci number.",
     "Write a SQL query that counts the orders of each customer.",
     "What is 17 times 24? Show your steps.",
@@ -25,7 +24,6 @@ constexpr const char* kPrompts[] = {
     "Translate into French: The library opens at nine in the morning.",
     "Summarise in one sentence why the Roman Republic became an empire.",
     "Give advice to someone who starts learning the piano at forty.",
-    "Describe the taste of a ripe mango without using the word sweet.",
     "Invent a name and a slogan for a bakery on the moon.",
     "What would happen if the Earth had two moons?",
 };

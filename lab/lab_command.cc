@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lab/demo_command.h"
+#include "lab/serving_bench.h"
 
 namespace verbatim::lab {
 namespace {
@@ -17,6 +18,7 @@ struct Experiment {
 
 constexpr Experiment kExperiments[] = {
     {"demo", "the same prompts in every mode: texts, logit bits and speed", RunDemo},
+    {"serving-bench", "tokens per second of every mode, end to end", RunServingBench},
 };
 
 void PrintUsage(std::FILE* out) {
