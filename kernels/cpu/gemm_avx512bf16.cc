@@ -16,9 +16,15 @@
 namespace verbatim::kernels::cpu::isa_avx512bf16 {
 namespace {
 
-constexpr int kScaledRows = 6;  // twice 12 accumulators of 32 registers
-constexpr int kPlainRows = 12;  // 24 accumulators
+constexpr int kScaledRows = 6;   // twice 12 accumulators of 32 registers
+constexpr int kPlainRows = 12;   // 24 accumulators
+constexpr int kMaxWideRows = 3;  // two panels at once up to here, to have enough chains
+static_assert(kMaxWideRows * 2 <= kPlainRows);
 constexpr int kSumGroups = 512;
+// Tiles of rows that share one pass over the weights.
+constexpr int kBlockTiles = 8;
+// As for the tree (gemm_tree.inc): with fewer rows the hardware fetches ahead well enough.
+constexpr int kMinPrefetchRows = 3;
 
 struct Job {
   Strips strips;
@@ -174,6 +180,11 @@ void Tile(const Job& job) {
     };
     int64_t done = 0;
     for (; done + 4 <= job.pairs; done += 4) {
+      if constexpr (kRows >= kMinPrefetchRows) {
+        Unroll<kPanels>([&](auto p) VERBATIM_LAMBDA_INLINE {
+          Prefetch<16 * kPanelLanes>(data.panels + p * data.panel_bytes + kChunk * kPanelLanes * 2);
+        });
+      }
       Unroll<4>(pair);
       rows.Advance(8);
       data.panels += 16 * kPanelLanes;
@@ -190,6 +201,7 @@ void Tile(const Job& job) {
     const float* sums = job.sums;
     for (int64_t at = job.groups_begin; at < job.groups_end; ++at) {
       const typename F::Place place(job.strips, at);
+      if constexpr (kRows >= kMinPrefetchRows) F::template PrefetchNextChunk<kVecs>(place);
       Vec part[kRows][kVecs];
       Unroll<kRows>([&](auto r) VERBATIM_LAMBDA_INLINE {
         Unroll<kVecs>([&](auto v) VERBATIM_LAMBDA_INLINE { part[r][v] = Broadcast(0.0f); });
@@ -274,40 +286,48 @@ void WriteOut(const PanelRun& run, int64_t row, int rows, int64_t panel, int pan
   }
 }
 
+// All of the run for `rows` rows in `tiles` tiles.
 template <DType kDType>
-void RunRows(const PanelRun& run, int64_t row, int rows) {
+void RunBlock(const PanelRun& run, int64_t first_row, int rows, int tiles) {
   constexpr bool kPlain = kDType == DType::kBF16;
   static constexpr TileTable<kDType, 1, kPlain ? kPlainRows : kScaledRows> kNarrow;
-  static constexpr TileTable<kDType, 2, 3> kWide;
-  alignas(64) float sums[kSumGroups * kScaledRows];
+  static constexpr TileTable<kDType, 2, kMaxWideRows> kWide;
+  alignas(64) float sums[kPlain ? 1 : kBlockTiles][kPlain ? 1 : kSumGroups * kScaledRows];
   Job job;
   job.pairs = (run.k + 1) / 2;
-  job.x = run.x_bf16 + row * run.x_bf16_stride;
   job.x_stride = run.x_bf16_stride;
-  job.sums = sums;
-  const auto x_row = [&](int r) { return job.x + r * job.x_stride; };
+  const bool wide = rows <= kMaxWideRows;
   for (int64_t panel = 0; panel < run.panel_count;) {
-    const int panels = rows <= 3 && panel + 2 <= run.panel_count ? 2 : 1;
-    const auto tile = (panels == 2 ? kWide.tile : kNarrow.tile)[rows];
-    alignas(64) float out[kPlainRows * 2 * kPanelLanes] = {};
-    job.out = out;
+    const int panels = wide && panel + 2 <= run.panel_count ? 2 : 1;
     job.strips = {reinterpret_cast<const char*>(run.panels) + panel * run.panel_bytes,
                   run.panel_bytes, 0};
-    if constexpr (kPlain) {
-      tile(job);
-    } else {
-      constexpr int kGroup = QuantLayout<kDType>::kGroup;
-      const int64_t groups = run.k / kGroup;
-      for (int64_t begin = 0; begin < groups; begin += kSumGroups) {
-        job.groups_begin = begin;
-        job.groups_end = groups - begin < kSumGroups ? groups : begin + kSumGroups;
-        if (QuantLayout<kDType>::kHasMin && (panel == 0 || groups > kSumGroups)) {
-          FillSums<kGroup>(x_row, rows, begin, job.groups_end, sums);
-        }
+    int64_t row = first_row;
+    for (int t = 0; t < tiles; ++t) {
+      const int tile_rows = rows / tiles + (t < rows % tiles);
+      const auto tile = (panels == 2 ? kWide.tile : kNarrow.tile)[tile_rows];
+      alignas(64) float out[kPlainRows * kPanelLanes] = {};
+      job.out = out;
+      job.x = run.x_bf16 + row * run.x_bf16_stride;
+      if constexpr (kPlain) {
         tile(job);
+      } else {
+        constexpr int kGroup = QuantLayout<kDType>::kGroup;
+        const auto x_row = [&](int r) { return job.x + r * job.x_stride; };
+        const int64_t groups = run.k / kGroup;
+        job.sums = sums[t];
+        for (int64_t begin = 0; begin < groups; begin += kSumGroups) {
+          job.groups_begin = begin;
+          job.groups_end = groups - begin < kSumGroups ? groups : begin + kSumGroups;
+          // With one stretch of groups, as nearly always, its sums serve every panel.
+          if (QuantLayout<kDType>::kHasMin && (panel == 0 || groups > kSumGroups)) {
+            FillSums<kGroup>(x_row, tile_rows, begin, job.groups_end, sums[t]);
+          }
+          tile(job);
+        }
       }
+      WriteOut(run, row, tile_rows, panel, panels, out);
+      row += tile_rows;
     }
-    WriteOut(run, row, rows, panel, panels, out);
     panel += panels;
   }
 }
@@ -315,12 +335,11 @@ void RunRows(const PanelRun& run, int64_t row, int rows) {
 template <DType kDType>
 void GemmOf(const PanelRun& run) {
   constexpr int kMaxRows = kDType == DType::kBF16 ? kPlainRows : kScaledRows;
-  const int64_t tiles = (run.tokens + kMaxRows - 1) / kMaxRows;
-  int64_t row = 0;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int rows = static_cast<int>(run.tokens / tiles + (t < run.tokens % tiles));
-    RunRows<kDType>(run, row, rows);
-    row += rows;
+  constexpr int64_t kBlockRows = kMaxRows * kBlockTiles;
+  for (int64_t row = 0; row < run.tokens; row += kBlockRows) {
+    const int rows =
+        static_cast<int>(run.tokens - row < kBlockRows ? run.tokens - row : kBlockRows);
+    RunBlock<kDType>(run, row, rows, (rows + kMaxRows - 1) / kMaxRows);
   }
 }
 
