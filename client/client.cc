@@ -3,6 +3,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <utility>
@@ -35,15 +36,22 @@ class StreamCall : public grpc::ClientReadReactor<v1::GenerateResponse>, public 
              std::shared_ptr<StreamCall> self) {
     self_ = std::move(self);
     if (deadline != absl::InfiniteDuration()) {
-      context_.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
+      context_->set_deadline(absl::ToChronoTime(absl::Now() + deadline));
     }
     record_.started = Clock::now();
-    stub->async()->Generate(&context_, &request_, this);
+    stub->async()->Generate(context_.get(), &request_, this);
     StartRead(&response_);
     StartCall();
   }
 
-  void Cancel() override { context_.TryCancel(); }
+  void Cancel() override {
+    std::shared_ptr<grpc::ClientContext> context;
+    {
+      const std::lock_guard lock(mutex_);
+      context = context_;
+    }
+    if (context != nullptr) context->TryCancel();
+  }
 
   void OnReadDone(bool ok) override {
     if (!ok) return;
@@ -59,6 +67,14 @@ class StreamCall : public grpc::ClientReadReactor<v1::GenerateResponse>, public 
       record_.status = absl::InternalError("the stream ended without a usage message");
     }
     const std::shared_ptr<StreamCall> self = std::move(self_);
+    // The context holds the channel, whose destruction waits for the thread that runs this: the
+    // client must be its last holder once the caller knows of the end.
+    std::shared_ptr<grpc::ClientContext> context;
+    {
+      const std::lock_guard lock(mutex_);
+      context = std::move(context_);
+    }
+    context.reset();
     on_done_(std::move(record_));
   }
 
@@ -97,7 +113,8 @@ class StreamCall : public grpc::ClientReadReactor<v1::GenerateResponse>, public 
   const v1::GenerateRequest request_;
   const Client::OnResponse on_response_;
   const Client::OnDone on_done_;
-  grpc::ClientContext context_;
+  std::mutex mutex_;
+  std::shared_ptr<grpc::ClientContext> context_ = std::make_shared<grpc::ClientContext>();
   v1::GenerateResponse response_;
   CallRecord record_;
   std::shared_ptr<StreamCall> self_;
