@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <string>
 
+#include "client/bench_command.h"
 #include "client/generate_command.h"
 #include "lab/lab_command.h"
 #include "server/serve_command.h"
@@ -17,6 +18,7 @@ struct Subcommand {
 constexpr Subcommand kSubcommands[] = {
     {"serve", "serve a model over gRPC", verbatim::server::RunServe},
     {"generate", "stream one prompt's answer to the terminal", verbatim::client::RunGenerate},
+    {"bench", "measure a running server under load", verbatim::client::RunBench},
     {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };
 
