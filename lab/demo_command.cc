@@ -43,7 +43,7 @@ flags::FlagSet Flags::Set() {
   set.Add("background-share", &options.background_share,
           "requests of other traffic for each measured one");
   set.Add("request-rate", &options.request_rate,
-          "Poisson arrivals per second; 0: 1.2 times what the server can serve");
+          "Poisson arrivals per second; 0: twice what the server can serve");
   set.Add("blocks", &options.blocks, "how often the modes take turns");
   set.Add("seed", &options.seed, "seed of order, arrivals and other traffic");
   set.Add("server-binary", &options.server_binary, "serve with this program instead of this one");

@@ -22,7 +22,7 @@ struct DemoOptions {
   int64_t max_tokens = 32;
   int64_t concurrency = 16;
   double background_share = 0.3;  // background requests for each measured one
-  double request_rate = 0;        // arrivals per second; 0: 1.2 times what the server can serve
+  double request_rate = 0;        // arrivals per second; 0: twice what the server can serve
   int64_t blocks = 3;             // the modes take turns this many times
   uint64_t seed = 1;
 };
