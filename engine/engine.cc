@@ -417,6 +417,9 @@ void EngineImpl::Deliver(StepOutcome& outcome) {
                  absl::InternalError(
                      absl::StrCat("the logits at position ", row.position, " hold NaN or Inf")),
                  /*poisoned=*/true);
+    } else if (!row.is_prompt_row && row.sampled.token < 0) {
+      EndRequest(it->second->request().id,
+                 absl::InvalidArgumentError("sampling: no token is left to draw: all are banned"));
     } else if (row.is_prompt_row) {
       TakePromptRow(it->second->request(), row);
     } else {

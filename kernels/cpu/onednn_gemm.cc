@@ -97,8 +97,8 @@ struct OnednnWeights::Slice {
       part_begin += part.rows;
     }
     const memory::desc any({cols, rows}, TypeOf(type), memory::format_tag::any);
-    // oneDNN has fast kernels only where the layout was chosen for the strides that run: the rows of
-    // an output hold all slices side by side.
+    // oneDNN has fast kernels only where the layout was chosen for the strides that run: the rows
+    // of an output hold all slices side by side.
     const auto description = Describe({64, cols, output_stride, false, false}, any);
     memory plain({{cols, rows}, memory::data_type::f32, memory::format_tag::ba}, engine,
                  decoded.data());
