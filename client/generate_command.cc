@@ -16,6 +16,9 @@
 namespace verbatim::client {
 namespace {
 
+// Output tokens without --max-tokens.
+constexpr int64_t kMaxTokens = 256;
+
 struct Options {
   std::string target = "127.0.0.1:50051";
   double connect_timeout_s = 10;
@@ -124,6 +127,8 @@ int RunGenerate(int argc, char** argv) {
   SetPrompt(prompt, options.system, chat, &request);
   *request.mutable_sampling() = options.sampling.ToProto();
   if (options.n.has_value()) request.mutable_sampling()->set_n(*options.n);
+  // The server's own default is what the context leaves; a terminal wants an answer it can read.
+  if (!request.sampling().has_max_tokens()) request.mutable_sampling()->set_max_tokens(kMaxTokens);
   request.set_determinism(options.determinism);
   request.set_cache_salt(options.cache_salt);
   request.set_request_id(options.request_id);
