@@ -224,6 +224,7 @@ void RunShape(const CpuContext& context, int64_t rows, int64_t cols, const bench
         });
       };
       gemm("tree ", Policy::kPortable, ActivationType::kF32);
+      gemm("pinned ", Policy::kPinned, ActivationType::kF32);
       gemm("throughput f32 ", Policy::kThroughput, ActivationType::kF32);
       gemm("throughput bf16 ", Policy::kThroughput, ActivationType::kBF16);
     }

@@ -104,6 +104,7 @@ class EngineImpl final : public Engine {
   std::unique_ptr<model::Transformer> transformer_;
   std::unique_ptr<kernels::KvCache> cache_;
   std::unique_ptr<scheduler::Scheduler> scheduler_;
+  PolicyClasses classes_;
   std::unique_ptr<StepRunner> runner_;
   std::map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::map<SequenceId, SampleState*> sequences_;
@@ -177,9 +178,6 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
                                .dtype = config_.kv_cache_dtype});
   if (!cache.ok()) return cache.status();
   cache_ = *std::move(cache);
-  runner_ = std::make_unique<StepRunner>(*backend_, *transformer_, *cache_,
-                                         config_.throughput_activations);
-
   for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
     PolicySupport& support = support_[policy];
     absl::StatusOr<std::string> tag = backend_->NumericsTag(policy);
@@ -191,6 +189,12 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
           absl::StrCat(*tag, "/kv-", std::string(kernels::InfoOf(config_.kv_cache_dtype).name));
     }
   }
+  // A policy that is not honoured gets no rows; its class is of no account.
+  if (support_[Policy::kPinned].numerics_id != support_[Policy::kPortable].numerics_id) {
+    classes_.portable = classes_.pinned + 1;
+  }
+  runner_ = std::make_unique<StepRunner>(*backend_, *transformer_, *cache_,
+                                         config_.throughput_activations, classes_);
   std::random_device entropy;
   seed_source_.seed((static_cast<uint64_t>(entropy()) << 32) | entropy());
   stats_.kv_cache_bytes = static_cast<int64_t>(cache_->size_bytes());
@@ -325,12 +329,11 @@ void EngineImpl::StartSamples(RequestState& request, int32_t count, absl::Time n
   for (int32_t i = 0; i < count; ++i) {
     const int32_t index = request.next_sample++;
     const SequenceId id = next_sequence_++;
-    const bool is_strong = kernels::IsStrong(request.request.policy);
     absl::Status added =
         scheduler_->Add({.id = id,
                          .prompt = request.request.prompt,
                          .max_new_tokens = request.max_output_tokens,
-                         .numerics_class = is_strong ? kStrongClass : scheduler::kThroughputClass,
+                         .numerics_class = classes_.Of(request.request.policy),
                          .cache_salt = request.request.cache_salt,
                          .read_prefix_cache = request.request.read_prefix_cache &&
                                               !(request.wants_prompt_logprobs() && index == 0)},
@@ -395,7 +398,7 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
     for (RequestId id : failed) EndRequest(id, status, /*poisoned=*/true);
     return;
   }
-  if (outcome.written_by != scheduler::kThroughputClass) ++step_stats_.strong_steps;
+  if (outcome.has_strong_rows) ++step_stats_.strong_steps;
   step_stats_.ride_along_rows += outcome.ride_along_rows;
   const absl::Time emit_start = absl::Now();
   Deliver(outcome);

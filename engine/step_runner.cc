@@ -11,78 +11,115 @@ namespace verbatim::engine {
 using kernels::Policy;
 
 StepRunner::StepRunner(kernels::Backend& backend, model::Transformer& transformer,
-                       kernels::KvCache& cache, kernels::ActivationType throughput_activations)
-    : backend_(backend),
-      transformer_(transformer),
-      cache_(cache),
-      throughput_activations_(throughput_activations) {}
+                       kernels::KvCache& cache, kernels::ActivationType throughput_activations,
+                       const PolicyClasses& classes)
+    : backend_(backend), transformer_(transformer), cache_(cache), classes_(classes) {
+  throughput_.mode = {Policy::kThroughput, throughput_activations};
+  pinned_.mode.policy = Policy::kPinned;
+  portable_.mode.policy = Policy::kPortable;
+}
+
+void StepRunner::Pass::Clear() {
+  batch.Clear();
+  logit_rows.clear();
+  sampling_rows.clear();
+  rows.clear();
+}
+
+StepRunner::Pass& StepRunner::PassOf(Policy policy, bool has_pinned, bool has_portable) {
+  const bool same_code = classes_.pinned == classes_.portable;
+  if (policy == Policy::kPortable) return same_code ? pinned_ : portable_;
+  if (policy == Policy::kPinned || has_pinned || (same_code && has_portable)) return pinned_;
+  return throughput_;
+}
+
+void StepRunner::AddSpan(const scheduler::ScheduledSpan& span, SampleState& sample, Pass& pass) {
+  RequestState& request = sample.request();
+  const int32_t first_row = static_cast<int32_t>(pass.batch.tokens.size());
+  pass.batch.spans.push_back({.first_row = first_row,
+                              .num_rows = span.num_tokens,
+                              .first_position = span.first_position,
+                              .pages = span.pages.data(),
+                              .num_pages = static_cast<int32_t>(span.pages.size())});
+  const bool prompt_rows = request.wants_prompt_logprobs() && sample.index() == 0;
+  const int64_t prompt_tokens = static_cast<int64_t>(request.request.prompt.size());
+  for (int32_t i = 0; i < span.num_tokens; ++i) {
+    const int64_t position = span.first_position + i;
+    pass.batch.tokens.push_back(sample.TokenAt(position));
+    pass.batch.positions.push_back(static_cast<int32_t>(position));
+    // A recomputed prefix after a preemption asks for no row twice.
+    if (prompt_rows && position + 1 < prompt_tokens && position >= request.prompt_logprobs_done) {
+      kernels::SamplingRow row;
+      row.num_logprobs = request.request.sampling.prompt_logprobs;
+      row.forced_token = request.request.prompt[position + 1];
+      pass.logit_rows.push_back(first_row + i);
+      pass.sampling_rows.push_back(row);
+      pass.rows.push_back({.sample = &sample, .position = position, .is_prompt_row = true});
+    }
+  }
+  if (span.samples) {
+    pass.logit_rows.push_back(first_row + span.num_tokens - 1);
+    pass.sampling_rows.push_back(sample.NextRow());
+    pass.rows.push_back({.sample = &sample, .position = span.first_position + span.num_tokens - 1});
+  }
+}
 
 void StepRunner::Gather(const scheduler::StepPlan& plan,
                         const std::map<scheduler::SequenceId, SampleState*>& sequences,
                         StepOutcome& outcome) {
-  batch_.Clear();
-  logit_rows_.clear();
-  sampling_rows_.clear();
-  int64_t strong_rows = 0;
+  for (Pass* pass : {&throughput_, &pinned_, &portable_}) pass->Clear();
+  bool has_pinned = false, has_portable = false;
+  for (const scheduler::ScheduledSpan& span : plan.spans) {
+    const Policy policy = sequences.at(span.sequence)->request().request.policy;
+    has_pinned = has_pinned || policy == Policy::kPinned;
+    has_portable = has_portable || policy == Policy::kPortable;
+  }
   for (const scheduler::ScheduledSpan& span : plan.spans) {
     SampleState& sample = *sequences.at(span.sequence);
-    RequestState& request = sample.request();
-    const int32_t first_row = static_cast<int32_t>(batch_.tokens.size());
-    if (kernels::IsStrong(request.request.policy)) strong_rows += span.num_tokens;
-    batch_.spans.push_back({.first_row = first_row,
-                            .num_rows = span.num_tokens,
-                            .first_position = span.first_position,
-                            .pages = span.pages.data(),
-                            .num_pages = static_cast<int32_t>(span.pages.size())});
-    const bool prompt_rows = request.wants_prompt_logprobs() && sample.index() == 0;
-    const int64_t prompt_tokens = static_cast<int64_t>(request.request.prompt.size());
-    for (int32_t i = 0; i < span.num_tokens; ++i) {
-      const int64_t position = span.first_position + i;
-      batch_.tokens.push_back(sample.TokenAt(position));
-      batch_.positions.push_back(static_cast<int32_t>(position));
-      // A recomputed prefix after a preemption asks for no row twice.
-      if (prompt_rows && position + 1 < prompt_tokens && position >= request.prompt_logprobs_done) {
-        kernels::SamplingRow row;
-        row.num_logprobs = request.request.sampling.prompt_logprobs;
-        row.forced_token = request.request.prompt[position + 1];
-        logit_rows_.push_back(first_row + i);
-        sampling_rows_.push_back(row);
-        outcome.rows.push_back({.sample = &sample, .position = position, .is_prompt_row = true});
-      }
-    }
-    if (span.samples) {
-      logit_rows_.push_back(first_row + span.num_tokens - 1);
-      sampling_rows_.push_back(sample.NextRow());
-      outcome.rows.push_back(
-          {.sample = &sample, .position = span.first_position + span.num_tokens - 1});
+    const Policy policy = sample.request().request.policy;
+    Pass& pass = PassOf(policy, has_pinned, has_portable);
+    AddSpan(span, sample, pass);
+    if (policy == Policy::kThroughput && &pass != &throughput_) {
+      outcome.ride_along_rows += span.num_tokens;
     }
   }
-  outcome.written_by = strong_rows > 0 ? kStrongClass : scheduler::kThroughputClass;
-  outcome.ride_along_rows = strong_rows > 0 ? batch_.rows() - strong_rows : 0;
+  outcome.has_strong_rows = has_pinned || has_portable;
+  const bool several =
+      (throughput_.batch.rows() > 0) + (pinned_.batch.rows() > 0) + (portable_.batch.rows() > 0) >
+      1;
+  if (!several && pinned_.batch.rows() > 0) outcome.written_by = classes_.pinned;
+  if (!several && portable_.batch.rows() > 0) outcome.written_by = classes_.portable;
 }
 
-absl::Status StepRunner::SampleRows(const kernels::NumericMode& mode, StepOutcome& outcome) {
+absl::Status StepRunner::RunPass(Pass& pass, StepOutcome& outcome) {
+  if (pass.batch.rows() == 0) return absl::OkStatus();
+  const absl::Time start = absl::Now();
+  absl::Status status = transformer_.Forward(pass.batch, pass.mode, cache_);
+  outcome.model_time += absl::Now() - start;
+  if (!status.ok()) return status;
   const size_t slice = static_cast<size_t>(transformer_.options().max_logit_rows);
-  sampled_.assign(outcome.rows.size(), {});
-  for (size_t begin = 0; begin < outcome.rows.size(); begin += slice) {
-    const size_t count = std::min(slice, outcome.rows.size() - begin);
-    const absl::Time start = absl::Now();
-    absl::StatusOr<const float*> logits =
-        transformer_.ComputeLogits(absl::MakeSpan(logit_rows_).subspan(begin, count), mode);
+  sampled_.assign(pass.rows.size(), {});
+  for (size_t begin = 0; begin < pass.rows.size(); begin += slice) {
+    const size_t count = std::min(slice, pass.rows.size() - begin);
+    const absl::Time logits_start = absl::Now();
+    absl::StatusOr<const float*> logits = transformer_.ComputeLogits(
+        absl::MakeSpan(pass.logit_rows).subspan(begin, count), pass.mode);
     if (!logits.ok()) return logits.status();
     const absl::Time computed = absl::Now();
-    outcome.model_time += computed - start;
+    outcome.model_time += computed - logits_start;
     const int64_t vocab = transformer_.config().vocab_size;
-    absl::Status status =
-        backend_.Sample({.logits = *logits,
-                         .stride = vocab,
-                         .vocab = vocab,
-                         .rows = absl::MakeSpan(sampling_rows_).subspan(begin, count),
-                         .results = absl::MakeSpan(sampled_).subspan(begin, count)});
+    status = backend_.Sample({.logits = *logits,
+                              .stride = vocab,
+                              .vocab = vocab,
+                              .rows = absl::MakeSpan(pass.sampling_rows).subspan(begin, count),
+                              .results = absl::MakeSpan(sampled_).subspan(begin, count)});
     if (!status.ok()) return status;
     outcome.sample_time += absl::Now() - computed;
   }
-  for (size_t i = 0; i < sampled_.size(); ++i) outcome.rows[i].sampled = std::move(sampled_[i]);
+  for (size_t i = 0; i < pass.rows.size(); ++i) {
+    pass.rows[i].sampled = std::move(sampled_[i]);
+    outcome.rows.push_back(std::move(pass.rows[i]));
+  }
   return absl::OkStatus();
 }
 
@@ -92,13 +129,12 @@ absl::Status StepRunner::Run(const scheduler::StepPlan& plan,
   outcome = {};
   const absl::Time start = absl::Now();
   Gather(plan, sequences, outcome);
-  kernels::NumericMode mode;
-  mode.policy = outcome.written_by == kStrongClass ? Policy::kPortable : Policy::kThroughput;
-  if (mode.policy == Policy::kThroughput) mode.activations = throughput_activations_;
-  absl::Status status = transformer_.Forward(batch_, mode, cache_);
   outcome.model_time = absl::Now() - start;
-  if (!status.ok()) return status;
-  return SampleRows(mode, outcome);
+  for (Pass* pass : {&throughput_, &pinned_, &portable_}) {
+    absl::Status status = RunPass(*pass, outcome);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace verbatim::engine

@@ -15,9 +15,17 @@
 
 namespace verbatim::engine {
 
-// The class of every strong policy's kernels: on one backend PINNED and PORTABLE rows share pages
-// when their numerics ids are equal, as they are on the CPU.
-inline constexpr scheduler::NumericsClass kStrongClass = 1;
+// The numerics class of each policy's kernels. PINNED and PORTABLE share pages, and passes, where
+// their numerics ids are equal.
+struct PolicyClasses {
+  scheduler::NumericsClass pinned = 1;
+  scheduler::NumericsClass portable = 1;
+
+  scheduler::NumericsClass Of(kernels::Policy policy) const {
+    if (policy == kernels::Policy::kThroughput) return scheduler::kThroughputClass;
+    return policy == kernels::Policy::kPinned ? pinned : portable;
+  }
+};
 
 // One logit row that somebody asked for, and what came of it.
 struct RowOutcome {
@@ -28,35 +36,52 @@ struct RowOutcome {
 };
 
 struct StepOutcome {
+  // What CommitStep is told: the class of all rows, or kThroughputClass where they went through
+  // kernels of several classes, each strong row through its own.
   scheduler::NumericsClass written_by = scheduler::kThroughputClass;
+  bool has_strong_rows = false;
   int64_t ride_along_rows = 0;   // throughput rows computed by strong kernels
-  std::vector<RowOutcome> rows;  // in plan order; prompt rows of a span before its sampled row
+  std::vector<RowOutcome> rows;  // prompt rows of a span before its sampled row
   absl::Duration model_time, sample_time;
 };
 
 class StepRunner {
  public:
   StepRunner(kernels::Backend& backend, model::Transformer& transformer, kernels::KvCache& cache,
-             kernels::ActivationType throughput_activations);
+             kernels::ActivationType throughput_activations, const PolicyClasses& classes);
 
-  // A step with any strong row runs all its rows through the strong kernels; throughput rows have
-  // no promise that this could break. Fills `outcome`; on error nothing in it may be used.
+  // Runs the rows of each class in a pass of their own. Throughput rows have no promise that this
+  // could break, so they join a strong pass that costs them little ("ride along"): PINNED's always,
+  // PORTABLE's where it is the same code as PINNED's. Fills `outcome`; on error nothing in it may
+  // be used.
   absl::Status Run(const scheduler::StepPlan& plan,
                    const std::map<scheduler::SequenceId, SampleState*>& sequences,
                    StepOutcome& outcome);
 
  private:
+  // The rows that one forward pass computes.
+  struct Pass {
+    kernels::NumericMode mode;
+    model::ForwardBatch batch;
+    std::vector<int32_t> logit_rows;  // rows of the batch
+    std::vector<kernels::SamplingRow> sampling_rows;
+    std::vector<RowOutcome> rows;  // parallel to logit_rows
+
+    void Clear();
+  };
+
+  // The pass that rows of `policy` belong to, in a step with such strong rows.
+  Pass& PassOf(kernels::Policy policy, bool has_pinned, bool has_portable);
   void Gather(const scheduler::StepPlan& plan,
               const std::map<scheduler::SequenceId, SampleState*>& sequences, StepOutcome& outcome);
-  absl::Status SampleRows(const kernels::NumericMode& mode, StepOutcome& outcome);
+  static void AddSpan(const scheduler::ScheduledSpan& span, SampleState& sample, Pass& pass);
+  absl::Status RunPass(Pass& pass, StepOutcome& outcome);
 
   kernels::Backend& backend_;
   model::Transformer& transformer_;
   kernels::KvCache& cache_;
-  const kernels::ActivationType throughput_activations_;
-  model::ForwardBatch batch_;
-  std::vector<int32_t> logit_rows_;  // row of the batch, parallel to outcome.rows
-  std::vector<kernels::SamplingRow> sampling_rows_;
+  const PolicyClasses classes_;
+  Pass throughput_, pinned_, portable_;
   std::vector<kernels::SampledRow> sampled_;
 };
 

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <thread>
 #include <utility>
 
@@ -13,32 +12,30 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/embedding.h"
 #include "kernels/cpu/gather_rows.h"
+#include "kernels/cpu/gemm_kernels.h"
 #include "kernels/cpu/kv_cache.h"
 #include "kernels/cpu/packed_matrix.h"
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/cpu/sampling.h"
 #include "kernels/cpu/swiglu.h"
+#include "kernels/numerics/reduction_tree.h"
 
 namespace verbatim::kernels::cpu {
 
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr std::align_val_t kBufferAlignment{64};
-
 class HostBuffer final : public Buffer {
  public:
-  HostBuffer(void* data, size_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
-  ~HostBuffer() override { ::operator delete(data_, kBufferAlignment); }
-  HostBuffer(const HostBuffer&) = delete;
-  HostBuffer& operator=(const HostBuffer&) = delete;
-  void* data() override { return data_; }
+  explicit HostBuffer(size_t size_bytes)
+      : size_bytes_(size_bytes), bytes_(std::max<size_t>(size_bytes, 1)) {}
+  void* data() override { return bytes_.data(); }
   size_t size_bytes() const override { return size_bytes_; }
 
  private:
-  void* data_;
-  size_t size_bytes_;
+  const size_t size_bytes_;
+  AlignedBytes bytes_;
 };
 
 // Cores in this process's affinity mask, at least one.
@@ -77,17 +74,22 @@ std::string CpuBackend::Describe() const {
 }
 
 absl::StatusOr<std::string> CpuBackend::NumericsTag(Policy policy) const {
+  if (policy == Policy::kPinned && UsesBf16Leaves(context_.isa)) {
+    // The probe tells processors apart whose dot products round differently.
+    return absl::StrCat("v1/pinned/cpu-avx512bf16-", absl::Hex(Bf16Probe(), absl::kZeroPad8),
+                        "-shards", 1 << numerics::kShardDepth);
+  }
   if (IsStrong(policy)) return std::string("v1/portable/cpu-tree128");
   return absl::StrCat("v1/throughput/cpu-", std::string(NameOf(context_.isa)), "-", pool_.threads(),
                       "t");
 }
 
 absl::StatusOr<std::unique_ptr<Buffer>> CpuBackend::Allocate(size_t size_bytes) {
-  void* data = ::operator new(size_bytes, kBufferAlignment, std::nothrow);
-  if (data == nullptr) {
+  auto buffer = std::make_unique<HostBuffer>(size_bytes);
+  if (buffer->data() == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", size_bytes, " bytes"));
   }
-  return std::make_unique<HostBuffer>(data, size_bytes);
+  return buffer;
 }
 
 absl::Status CpuBackend::CopyToDevice(void* device, const void* host, size_t size_bytes) {

@@ -80,7 +80,10 @@ int64_t LibraryMinTokens(Isa isa, DType dtype, ActivationType activations) {
 }
 
 Path ChoosePath(const CpuContext& context, const GemmParams& params, const PackedMatrix& weight) {
-  if (IsStrong(params.mode.policy)) return Path::kTree;
+  if (params.mode.policy == Policy::kPortable) return Path::kTree;
+  if (params.mode.policy == Policy::kPinned) {
+    return UsesBf16Leaves(context.isa) ? Path::kBf16 : Path::kTree;
+  }
   // The segment with the most panels decides for all.
   const PanelSegment* main = &weight.segments()[0];
   for (const PanelSegment& segment : weight.segments()) {
@@ -95,31 +98,101 @@ Path ChoosePath(const CpuContext& context, const GemmParams& params, const Packe
       params.tokens >= library_tokens) {
     return Path::kLibrary;
   }
-  if (activations == ActivationType::kBF16 && context.isa == Isa::kAvx512 && HasBf16Kernels()) {
+  if (activations == ActivationType::kBF16 && UsesBf16Leaves(context.isa)) {
     return Path::kBf16;
   }
   return FactoringPays(context.isa, main->dtype, params.tokens) ? Path::kFactored : Path::kTree;
 }
 
+// x rounded to bf16, with the sums over its groups where a format of the weight asks for them.
+class Bf16Rows {
+ public:
+  void Resize(const GemmParams& params, const PackedMatrix& weight) {
+    tokens_ = params.tokens;
+    k_ = weight.cols();
+    stride_ = (k_ + 1) / 2 * 2;
+    const bool direct = tokens_ <= kMaxBf16DirectRows;
+    x_.resize(static_cast<size_t>(direct ? tokens_ * stride_ : 0));
+    pairs_.resize(static_cast<size_t>(direct ? 0 : Bf16Tiles(tokens_) * TilePairs()));
+    bool wants_sums = false;
+    for (const PanelSegment& segment : weight.segments()) {
+      wants_sums = wants_sums || NeedsGroupSums(segment.dtype);
+    }
+    sums_.resize(static_cast<size_t>(wants_sums ? tokens_ * (k_ / 32) : 0));
+  }
+  // Part `part` of `parts` of the work.
+  void Fill(const GemmKernels& kernels, const GemmParams& params, int part, int parts) {
+    if (pairs_.empty()) {
+      const ThreadPool::Range rows = ThreadPool::PartOf(tokens_, 1, part, parts);
+      for (int64_t t = rows.begin; t < rows.end; ++t) {
+        FillRow(kernels, params, t, x_.data() + t * stride_);
+      }
+      return;
+    }
+    thread_local std::vector<uint16_t> tile_rows;
+    tile_rows.resize(static_cast<size_t>(kBf16TileRows * stride_));
+    const ThreadPool::Range tiles = ThreadPool::PartOf(Bf16Tiles(tokens_), 1, part, parts);
+    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+      const Bf16Tile tile = Bf16TileOf(tokens_, t);
+      for (int r = 0; r < tile.rows; ++r) {
+        FillRow(kernels, params, tile.row + r, tile_rows.data() + r * stride_);
+      }
+#if defined(__x86_64__)
+      isa_avx512bf16::PackBf16Tile(tile_rows.data(), stride_, tile.rows, stride_ / 2,
+                                   pairs_.data() + t * TilePairs());
+#endif
+    }
+  }
+  void Describe(const PackedMatrix& weight, PanelRun& run) const {
+    run.shard_joins = weight.shard_joins().data();
+    run.x_bf16 = x_.data();
+    run.x_pairs = pairs_.data();
+    run.x_bf16_stride = stride_;
+    run.x_sums = sums_.data();
+    run.x_sums_stride = tokens_;
+  }
+
+ private:
+  int64_t TilePairs() const { return stride_ / 2 * kBf16TileRows; }
+  void FillRow(const GemmKernels& kernels, const GemmParams& params, int64_t row, uint16_t* to) {
+    to[stride_ - 1] = 0;
+    kernels.round_to_bf16(params.x + row * params.x_stride, k_, to);
+#if defined(__x86_64__)
+    if (!sums_.empty()) isa_avx512bf16::SumGroups(to, k_, sums_.data() + row, tokens_);
+#endif
+  }
+
+  int64_t tokens_ = 0, k_ = 0, stride_ = 0;
+  std::vector<uint16_t> x_;     // [tokens, stride], for few tokens
+  std::vector<int32_t> pairs_;  // [tiles][stride / 2, kBf16TileRows], for more
+  std::vector<float> sums_;     // [k / 32, tokens], or empty
+};
+
+// Below this many elements, rounding them on every thread costs less than a meeting of all threads.
+constexpr int64_t kShareRounding = 1 << 16;
+
 // Runs `kernel` on the panels of the matrix, cut among the threads.
 void RunPanels(const CpuContext& context, const GemmParams& params, const PackedMatrix& weight,
                PanelKernel kernel, bool bf16) {
   const GemmKernels& kernels = KernelsOf(context.isa);
+  const int threads = context.pool->threads();
+  const bool shared = bf16 && threads > 1 && params.tokens * weight.cols() >= kShareRounding;
+  // Kept between calls: steps allocate nothing once the largest has been seen.
+  thread_local Bf16Rows of_caller;
+  Bf16Rows& together = of_caller;
+  if (shared) {
+    together.Resize(params, weight);
+    context.pool->Run([&](int thread) { together.Fill(kernels, params, thread, threads); });
+  }
   context.pool->Run([&](int thread) {
-    const ThreadPool::Range range =
-        ThreadPool::PartOf(weight.panels(), 1, thread, context.pool->threads());
+    const ThreadPool::Range range = ThreadPool::PartOf(weight.panels(), 1, thread, threads);
     if (range.begin >= range.end) return;
-    // Few tokens: rounding them on every thread costs less than a meeting of all threads.
-    thread_local std::vector<uint16_t> x_bf16;
-    const int64_t x_bf16_stride = (weight.cols() + 1) / 2 * 2;
-    if (bf16) {
-      x_bf16.resize(static_cast<size_t>(params.tokens * x_bf16_stride));
-      for (int64_t t = 0; t < params.tokens; ++t) {
-        uint16_t* to = x_bf16.data() + t * x_bf16_stride;
-        to[x_bf16_stride - 1] = 0;
-        kernels.round_to_bf16(params.x + t * params.x_stride, weight.cols(), to);
-      }
+    thread_local Bf16Rows alone;
+    if (bf16 && !shared) {
+      alone.Resize(params, weight);
+      alone.Fill(kernels, params, 0, 1);
     }
+    const Bf16Rows& rows = shared ? together : alone;
     for (const PanelSegment& segment : weight.segments()) {
       const int64_t begin = std::max(range.begin - segment.panel_begin, int64_t{0});
       const int64_t end = std::min(range.end - segment.panel_begin, segment.panels);
@@ -140,8 +213,7 @@ void RunPanels(const CpuContext& context, const GemmParams& params, const Packed
       run.bias = params.bias == nullptr ? nullptr : params.bias + column;
       run.residual = params.residual == nullptr ? nullptr : params.residual + column;
       run.joins = weight.tree_joins().data();
-      run.x_bf16 = bf16 ? x_bf16.data() : nullptr;
-      run.x_bf16_stride = x_bf16_stride;
+      if (bf16) rows.Describe(weight, run);
       kernel(run);
       if (!params.round_output) continue;
       for (int64_t t = 0; t < params.tokens; ++t) {
@@ -172,6 +244,16 @@ bool HasBf16Kernels() {
   return has;
 #else
   return false;
+#endif
+}
+
+bool UsesBf16Leaves(Isa isa) { return isa == Isa::kAvx512 && HasBf16Kernels(); }
+
+uint32_t Bf16Probe() {
+#if defined(__x86_64__)
+  return isa_avx512bf16::ProbeDotProducts();
+#else
+  return 0;
 #endif
 }
 

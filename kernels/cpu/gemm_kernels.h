@@ -29,10 +29,33 @@ struct PanelRun {
   const float* bias = nullptr;
   const float* residual = nullptr;  // stride y_stride
   const uint8_t* joins = nullptr;   // [chunks]: tree nodes that chunk c completes
-  // For the bf16 kernels instead of x: [tokens, x_bf16_stride], zero from k to the even stride.
+  // For the bf16 kernels instead of x and joins. x rounded: [tokens, x_bf16_stride], zero from k to
+  // the even stride, up to kMaxBf16DirectRows tokens; else tiles of [x_bf16_stride / 2,
+  // kBf16TileRows] pairs (PackBf16Tile). Its sums over groups of 32 (SumGroups), [k / 32,
+  // x_sums_stride], wanted where NeedsGroupSums(dtype). [chunks]: -1, or the joins of shards that
+  // the chunk completes.
   const uint16_t* x_bf16 = nullptr;
+  const int32_t* x_pairs = nullptr;
   int64_t x_bf16_stride = 0;
+  const float* x_sums = nullptr;
+  int64_t x_sums_stride = 0;
+  const int8_t* shard_joins = nullptr;
 };
+
+constexpr int kMaxBf16DirectRows = 6;
+constexpr int kBf16TileRows = 12;
+
+// The rows of tile `tile` where `tokens` rows are spread evenly over Bf16Tiles(tokens) tiles.
+struct Bf16Tile {
+  int64_t row;
+  int rows;
+};
+constexpr int64_t Bf16Tiles(int64_t tokens) { return (tokens + kBf16TileRows - 1) / kBf16TileRows; }
+constexpr Bf16Tile Bf16TileOf(int64_t tokens, int64_t tile) {
+  const int64_t tiles = Bf16Tiles(tokens);
+  const int64_t each = tokens / tiles, longer = tokens % tiles;
+  return {tile * each + (tile < longer ? tile : longer), static_cast<int>(each + (tile < longer))};
+}
 
 // The functions of one instruction set.
 struct GemmKernels {
@@ -54,13 +77,31 @@ extern const GemmKernels kGemmKernels;
 }
 
 namespace isa_avx512bf16 {
-// THROUGHPUT with bf16 activations by the processor's bf16 dot products, in order of no contract.
-// Every format but F32 and F16.
+// Products with bf16 inputs by the processor's bf16 dot products, in an order that depends on k
+// alone. F32 and F16 weights go through the fp32 tree instead, with x as it is.
 void Bf16Gemm(const PanelRun& run);
+// Sums of one row of bf16 values over its groups of 32: sums[g * sums_stride]. Neighbours first,
+// then the sixteen sums by halving.
+void SumGroups(const uint16_t* x, int64_t k, float* sums, int64_t sums_stride);
+// out[p * kBf16TileRows + r] = pair p of row r, for `rows` <= kBf16TileRows rows.
+void PackBf16Tile(const uint16_t* x, int64_t x_stride, int rows, int64_t pairs, int32_t* out);
+uint32_t ProbeDotProducts();
 }  // namespace isa_avx512bf16
+
+// Formats with minima, all in groups of 32.
+constexpr bool NeedsGroupSums(DType dtype) {
+  return dtype == DType::kQ4_1 || dtype == DType::kQ5_1 || dtype == DType::kQ4_K;
+}
 
 // Whether this processor has those instructions.
 bool HasBf16Kernels();
+
+// Whether PINNED rounds the inputs of matrix products to bf16 and multiplies by those instructions
+// on this processor at this instruction set; otherwise it computes as PORTABLE does.
+bool UsesBf16Leaves(Isa isa);
+// Where it does: a hash of what those instructions give for fixed inputs, subnormals and overflows
+// among them.
+uint32_t Bf16Probe();
 
 // `isa` must be one that this processor has.
 const GemmKernels& KernelsOf(Isa isa);

@@ -106,6 +106,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
   const int64_t chunks = numerics::ChunkCount(matrix->cols_);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     matrix->tree_joins_.push_back(static_cast<uint8_t>(numerics::JoinsAfter(chunk, chunks)));
+    matrix->shard_joins_.push_back(static_cast<int8_t>(numerics::ShardJoinsAfter(chunk, chunks)));
   }
   size_t size_bytes = 0;
   int64_t row = 0;

@@ -62,6 +62,8 @@ class PackedMatrix : public WeightMatrix {
   const GemmOptions& gemm_options() const { return gemm_options_; }
   // tree_joins()[c]: how many tree nodes are complete once chunk c is.
   absl::Span<const uint8_t> tree_joins() const { return tree_joins_; }
+  // shard_joins()[c]: -1 while the shard of chunk c goes on, then the joins above it.
+  absl::Span<const int8_t> shard_joins() const { return shard_joins_; }
 
   // The copy for oneDNN, made on the first call; size_bytes() counts it from then on. Not
   // thread-safe: the thread that owns the backend calls it.
@@ -80,6 +82,7 @@ class PackedMatrix : public WeightMatrix {
   std::vector<StoredMatrix> parts_;
   std::vector<PanelSegment> segments_;
   std::vector<uint8_t> tree_joins_;
+  std::vector<int8_t> shard_joins_;
   AlignedBytes storage_;
   LoadMatrixOptions load_options_;
   GemmOptions gemm_options_;

@@ -44,6 +44,26 @@ VERBATIM_HD constexpr int JoinsAfter(int64_t chunk, int64_t count) {
   return joins;
 }
 
+// Shards: the nodes at depth kShardDepth (and leaves above it), each accumulated without joins by
+// PINNED where it uses matrix or dot-product units. -1 while the shard of `chunk` goes on; where
+// `chunk` is its last, how many nodes above are complete then.
+inline constexpr int kShardDepth = 2;
+VERBATIM_HD constexpr int ShardJoinsAfter(int64_t chunk, int64_t count) {
+  int joins = 0;
+  for (int depth = 0; depth < kShardDepth && count > 1; ++depth) {
+    const int64_t left = LeftCount(count);
+    if (chunk < left) {
+      count = left;
+      joins = 0;
+    } else {
+      chunk -= left;
+      count -= left;
+      ++joins;
+    }
+  }
+  return chunk + 1 == count ? joins : -1;
+}
+
 // Joins on the way from the root to the deepest chunk: ceil(log2(count)).
 VERBATIM_HD constexpr int TreeDepth(int64_t count) {
   int depth = 0;

@@ -166,4 +166,12 @@ absl::StatusOr<LogitRow> ForwardRunner::Decode(int32_t token, int32_t position,
   return std::move(logits[0]);
 }
 
+bool ForwardRunner::RoundsInputs(const kernels::NumericMode& mode) const {
+  if (mode.policy == kernels::Policy::kThroughput) {
+    return mode.activations == kernels::ActivationType::kBF16;
+  }
+  // A policy without rounding is PORTABLE, by another name or not.
+  return *backend_->NumericsTag(mode.policy) != *backend_->NumericsTag(kernels::Policy::kPortable);
+}
+
 }  // namespace verbatim::testing

@@ -46,6 +46,9 @@ class ForwardRunner {
   absl::StatusOr<LogitRow> Decode(int32_t token, int32_t position,
                                   const kernels::NumericMode& mode);
 
+  // Whether this mode rounds the inputs of matrix products to bf16 on this machine.
+  bool RoundsInputs(const kernels::NumericMode& mode) const;
+
   const model::ModelConfig& config() const { return transformer_->config(); }
   const model::Checkpoint& checkpoint() const { return *checkpoint_; }
 
