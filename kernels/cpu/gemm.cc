@@ -75,7 +75,7 @@ int64_t LibraryMinTokens(Isa isa, DType dtype, ActivationType activations) {
     case DType::kBF16:
       return 192;
     default:
-      return 32;
+      return 128;
   }
 }
 
