@@ -70,6 +70,7 @@ void BackgroundTraffic::Run() {
         std::chrono::duration<double>(interval(random_)));
     if (changed_.wait_until(lock, next, [this] { return stopping_; })) return;
     ++figures_.arrivals;
+    changed_.notify_all();
     // Drawn in any case: what is sent at an arrival does not depend on the ones left out.
     v1::GenerateRequest request = BackgroundRequest(options_.shape, &random_);
     if (static_cast<int64_t>(in_flight_.size()) >= options_.max_concurrency) {
@@ -97,6 +98,13 @@ void BackgroundTraffic::Ended(int64_t id, const CallRecord& record) {
     if (figures_.first_error.empty()) figures_.first_error = Describe(record.status);
   }
   changed_.notify_all();
+}
+
+void BackgroundTraffic::WaitForArrivals(int64_t count, absl::Duration at_most) {
+  if (!thread_.joinable()) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, absl::ToChronoNanoseconds(at_most),
+                    [&] { return figures_.arrivals >= count; });
 }
 
 BackgroundFigures BackgroundTraffic::Stop() {

@@ -55,6 +55,9 @@ class BackgroundTraffic {
   BackgroundTraffic(const BackgroundTraffic&) = delete;
   BackgroundTraffic& operator=(const BackgroundTraffic&) = delete;
 
+  // Returns after `count` arrivals, or `at_most` later, or at once when nothing is sent.
+  void WaitForArrivals(int64_t count, absl::Duration at_most);
+
   // Cancels what is in flight, waits until all of it has ended, and returns what was sent.
   BackgroundFigures Stop();
 
