@@ -39,4 +39,11 @@ std::vector<absl::Duration> ArrivalOffsets(int64_t count, double rate_per_second
       burstiness, seed);
 }
 
+void FitToRate(double rate_per_second, std::vector<absl::Duration>* offsets) {
+  if (offsets->empty() || offsets->back() <= absl::ZeroDuration()) return;
+  const double wanted = static_cast<double>(offsets->size() - 1) / rate_per_second;
+  const double factor = wanted / absl::ToDoubleSeconds(offsets->back());
+  for (absl::Duration& offset : *offsets) offset *= factor;
+}
+
 }  // namespace verbatim::client

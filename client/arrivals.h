@@ -28,4 +28,9 @@ struct RampUp {
 std::vector<absl::Duration> ArrivalOffsets(int64_t count, const RampUp& ramp, double burstiness,
                                            uint64_t seed);
 
+// Stretches offsets that begin at 0 so that the last is due after (count - 1) / rate: a short load
+// is then offered at the very rate that was asked for. Given their number and the last one, Poisson
+// arrivals are evenly distributed, so they stay what they were.
+void FitToRate(double rate_per_second, std::vector<absl::Duration>* offsets);
+
 }  // namespace verbatim::client

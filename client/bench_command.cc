@@ -37,9 +37,13 @@ std::vector<v1::Determinism> ChoosePolicies(const BenchOptions& options, size_t 
 std::vector<WorkItem> MakeWork(const BenchOptions& options, const BenchRun& run) {
   const auto count = static_cast<int64_t>(run.items.size());
   const uint64_t seed = options.dataset.seed;
-  const std::vector<absl::Duration> offsets =
-      options.ramp_up ? ArrivalOffsets(count, *options.ramp_up, options.burstiness, seed)
-                      : ArrivalOffsets(count, options.request_rate, options.burstiness, seed);
+  std::vector<absl::Duration> offsets;
+  if (options.ramp_up) {
+    offsets = ArrivalOffsets(count, *options.ramp_up, options.burstiness, seed);
+  } else {
+    offsets = ArrivalOffsets(count, options.request_rate, options.burstiness, seed);
+    FitToRate(options.request_rate, &offsets);
+  }
   std::vector<WorkItem> work(run.items.size());
   for (size_t i = 0; i < work.size(); ++i) {
     v1::GenerateRequest& request = work[i].request;
