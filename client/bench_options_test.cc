@@ -31,7 +31,7 @@ TEST(BenchOptions, DefaultsAreUsable) {
   ASSERT_EQ(Take(&options, {}), absl::OkStatus());
   EXPECT_TRUE(std::isinf(options.request_rate));
   EXPECT_FALSE(options.closed_loop());
-  EXPECT_EQ(options.dataset.num_prompts, 1000);
+  EXPECT_EQ(options.dataset.num_prompts, 100);
   EXPECT_TRUE(options.sampling.ignore_eos);  // the prompts are random
   EXPECT_THAT(options.percentiles, ElementsAre(99));
   EXPECT_THAT(options.percentile_metrics, ElementsAre("ttft", "tpot", "itl", "e2el"));

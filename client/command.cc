@@ -1,6 +1,7 @@
 // Parsing, checking and running a client command.
 #include "client/command.h"
 
+#include <cmath>
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
@@ -11,12 +12,6 @@ namespace {
 
 constexpr double kLongestTimeout = 86400;
 
-template <typename T>
-absl::Status CheckAnyRange(const std::string& flag, T value, T low, T high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return BadFlag(flag, absl::StrCat(value, " is not in [", low, ", ", high, "]"));
-}
-
 }  // namespace
 
 absl::Status BadFlag(const std::string& flag, const std::string& what) {
@@ -24,11 +19,19 @@ absl::Status BadFlag(const std::string& flag, const std::string& what) {
 }
 
 absl::Status CheckRange(const std::string& flag, int64_t value, int64_t low, int64_t high) {
-  return CheckAnyRange(flag, value, low, high);
+  if (value >= low && value <= high) return absl::OkStatus();
+  return BadFlag(flag, absl::StrCat(value, " is not in [", low, ", ", high, "]"));
 }
 
 absl::Status CheckRange(const std::string& flag, double value, double low, double high) {
-  return CheckAnyRange(flag, value, low, high);
+  if (value >= low && value <= high) return absl::OkStatus();
+  if (std::isinf(high)) return BadFlag(flag, absl::StrCat(value, " is not at least ", low));
+  return BadFlag(flag, absl::StrCat(value, " is not in [", low, ", ", high, "]"));
+}
+
+absl::Status CheckPositive(const std::string& flag, double value, double high) {
+  if (value > 0 && value <= high) return absl::OkStatus();
+  return BadFlag(flag, absl::StrCat(value, " is not in (0, ", high, "]"));
 }
 
 absl::Status FirstError(std::initializer_list<absl::Status> statuses) {

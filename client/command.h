@@ -22,6 +22,9 @@ absl::Status BadFlag(const std::string& flag, const std::string& what);
 absl::Status CheckRange(const std::string& flag, int64_t value, int64_t low, int64_t high);
 absl::Status CheckRange(const std::string& flag, double value, double low, double high);
 
+// OK when 0 < value <= high.
+absl::Status CheckPositive(const std::string& flag, double value, double high);
+
 // The first error of several.
 absl::Status FirstError(std::initializer_list<absl::Status> statuses);
 

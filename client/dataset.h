@@ -24,14 +24,14 @@ enum class DatasetKind { kRandom, kShareGpt, kCustom };
 struct DatasetOptions {
   DatasetKind kind = DatasetKind::kRandom;
   std::string path;
-  int64_t num_prompts = 1000;
+  int64_t num_prompts = 100;
   uint64_t seed = 0;
   bool disable_shuffle = false;  // take a file in its order
   bool no_oversample = false;    // a file with fewer prompts gives fewer, rather than some twice
 
   // Lengths are drawn evenly from [floor(len * (1 - ratio)), ceil(len * (1 + ratio))], at least 1;
   // the prefix is the same in every prompt and comes on top.
-  int64_t random_input_len = 1024, random_output_len = 128, random_prefix_len = 0;
+  int64_t random_input_len = 128, random_output_len = 64, random_prefix_len = 0;
   double random_range_ratio = 0;
 
   // Absent: as long as the answer in the file.

@@ -1,6 +1,7 @@
 // Sampling flags and their translation to the wire.
 #include "client/sampling_flags.h"
 
+#include <cmath>
 #include <limits>
 
 #include "absl/strings/numbers.h"
@@ -79,11 +80,12 @@ void SamplingFlags::Register(flags::FlagSet* flags, const Names& names) {
 }
 
 absl::Status SamplingFlags::Check() const {
-  constexpr double kLeast = std::numeric_limits<float>::denorm_min();
-  constexpr double kMost = std::numeric_limits<float>::max();
   const auto in_range = [](const char* flag, const std::optional<float>& value, double low,
                            double high) {
     return value ? CheckRange(flag, static_cast<double>(*value), low, high) : absl::OkStatus();
+  };
+  const auto positive = [](const char* flag, const std::optional<float>& value, double high) {
+    return value ? CheckPositive(flag, static_cast<double>(*value), high) : absl::OkStatus();
   };
   for (const auto& [id, bias] : logit_bias) {
     if (!(bias >= -100 && bias <= 100)) {
@@ -91,13 +93,15 @@ absl::Status SamplingFlags::Check() const {
     }
   }
   return FirstError(
-      {in_range("temperature", temperature, 0, kMost),
+      {temperature && !(*temperature >= 0 && std::isfinite(*temperature))
+           ? BadFlag("temperature", absl::StrCat(*temperature, " is not a finite number >= 0"))
+           : absl::OkStatus(),
        top_k ? CheckRange("top-k", int64_t{*top_k}, -1, std::numeric_limits<int32_t>::max())
              : absl::OkStatus(),
-       in_range("top-p", top_p, kLeast, 1), in_range("min-p", min_p, 0, 1),
+       positive("top-p", top_p, 1), in_range("min-p", min_p, 0, 1),
        in_range("presence-penalty", presence_penalty, -2, 2),
        in_range("frequency-penalty", frequency_penalty, -2, 2),
-       in_range("repetition-penalty", repetition_penalty, kLeast, 100),
+       positive("repetition-penalty", repetition_penalty, 100),
        max_tokens ? CheckRange("max-tokens", *max_tokens, 1, kMostTokens) : absl::OkStatus(),
        min_tokens ? CheckRange("min-tokens", *min_tokens, 0, kMostTokens) : absl::OkStatus()});
 }
