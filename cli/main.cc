@@ -3,6 +3,7 @@
 #include <string>
 
 #include "client/bench_command.h"
+#include "client/compare_command.h"
 #include "client/generate_command.h"
 #include "lab/lab_command.h"
 #include "server/serve_command.h"
@@ -18,6 +19,8 @@ struct Subcommand {
 constexpr Subcommand kSubcommands[] = {
     {"serve", "serve a model over gRPC", verbatim::server::RunServe},
     {"generate", "stream one prompt's answer to the terminal", verbatim::client::RunGenerate},
+    {"compare", "send one prompt many times in both modes and compare the answers",
+     verbatim::client::RunCompare},
     {"bench", "measure a running server under load", verbatim::client::RunBench},
     {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };

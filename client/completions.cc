@@ -49,6 +49,18 @@ std::optional<int64_t> Completions::first_split() const {
   return first;
 }
 
+std::optional<std::pair<Completions::Distinct, Completions::Distinct>> Completions::FirstSplitPair()
+    const {
+  const std::vector<Distinct> distinct = ByFrequency();
+  if (distinct.size() < 2) return std::nullopt;
+  // All share the tokens before the earliest split, and at most one side of it is the most frequent
+  // completion: another one leaves that one there.
+  const auto other =
+      std::min_element(distinct.begin() + 1, distinct.end(),
+                       [](const Distinct& a, const Distinct& b) { return *a.split < *b.split; });
+  return std::pair(distinct.front(), *other);
+}
+
 std::vector<Completions::Distinct> Completions::ByFrequency() const {
   std::vector<const Entry*> entries;
   for (const auto& [tokens, entry] : by_tokens_) entries.push_back(&entry);

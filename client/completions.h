@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace verbatim::client {
@@ -33,6 +34,9 @@ class Completions {
   int64_t unique_logit_hashes() const { return static_cast<int64_t>(hashes_.size()); }
   // The earliest token at which any two answers differ.
   std::optional<int64_t> first_split() const;
+  // The most frequent completion and the most frequent of those that leave it earliest, which is at
+  // first_split(). nullopt unless two answers differ.
+  std::optional<std::pair<Distinct, Distinct>> FirstSplitPair() const;
   // Most frequent first; among equals the one seen first.
   std::vector<Distinct> ByFrequency() const;
 

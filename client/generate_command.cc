@@ -2,14 +2,13 @@
 #include "client/generate_command.h"
 
 #include <cstdio>
-#include <iostream>
-#include <iterator>
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "client/client.h"
+#include "client/command.h"
 #include "client/interrupt.h"
+#include "client/prompt_flags.h"
 #include "client/sampling_flags.h"
 #include "flags/flag_set.h"
 
@@ -18,31 +17,30 @@ namespace {
 
 // Output tokens without --max-tokens.
 constexpr int64_t kMaxTokens = 256;
+constexpr int64_t kMostSamples = int64_t{1} << 31;
 
 struct Options {
-  std::string target = "127.0.0.1:50051";
-  double connect_timeout_s = 10;
-  bool chat = false, raw = false, show_stats = false, disable_prefix_cache = false;
-  std::string system, cache_salt, request_id;
+  ConnectionFlags connection;
+  PromptFlags prompt;
+  bool show_stats = false, disable_prefix_cache = false;
+  std::string cache_salt, request_id;
   std::optional<int64_t> n;
   v1::Determinism determinism = v1::DETERMINISM_UNSPECIFIED;
   SamplingFlags sampling;
 
   flags::FlagSet Flags();
+  absl::Status Check(const std::vector<std::string>& positional);
+  absl::StatusOr<int> Run() const;
 };
 
 flags::FlagSet Options::Flags() {
   flags::FlagSet flags("verbatim generate [flags] PROMPT",
                        "Sends one prompt to a running server and streams the answer. PROMPT may be "
                        "\"-\": it is then read from standard input.");
-  flags.Group("Server");
-  flags.Add("target", &target, "HOST:PORT of the server");
-  flags.Add("connect-timeout-s", &connect_timeout_s, "seconds to wait for the server");
+  connection.Register(&flags);
   flags.Group("Request");
   AddDeterminismFlag(&flags, &determinism);
-  flags.Add("chat", &chat, "send PROMPT as a chat message; default where the model has a template");
-  flags.Add("raw", &raw, "send PROMPT as plain text");
-  flags.Add("system", &system, "system message of the chat");
+  prompt.Register(&flags);
   flags.Add("n", &n, "number of samples; several are printed one after another at the end");
   flags.Add("cache-salt", &cache_salt, "prefix-cache pages are shared only between equal salts");
   flags.Add("disable-prefix-cache", &disable_prefix_cache, "compute every position of the prompt");
@@ -52,14 +50,10 @@ flags::FlagSet Options::Flags() {
   return flags;
 }
 
-int Usage(const std::string& message) {
-  std::fprintf(stderr, "verbatim generate: %s\n", message.c_str());
-  return 2;
-}
-
-int Failed(const absl::Status& status) {
-  std::fprintf(stderr, "verbatim generate: %s\n", Describe(status).c_str());
-  return 1;
+absl::Status Options::Check(const std::vector<std::string>& positional) {
+  absl::Status status = FirstError({connection.Check(), sampling.Check(),
+                                    n ? CheckRange("n", *n, 1, kMostSamples) : absl::OkStatus()});
+  return status.ok() ? prompt.Take(positional) : status;
 }
 
 void PrintStats(const CallRecord& record) {
@@ -89,52 +83,21 @@ void PrintStats(const CallRecord& record) {
                static_cast<double>(record.output_tokens()) / seconds);
 }
 
-}  // namespace
-
-int RunGenerate(int argc, char** argv) {
-  Options options;
-  flags::FlagSet flags = options.Flags();
-  const auto positional = flags.Parse(argc, argv);
-  if (!positional.ok()) return Usage(std::string(positional.status().message()));
-  if (flags.help_requested()) {
-    std::fputs(flags.Help().c_str(), stdout);
-    return 0;
-  }
-  if (positional->size() != 1) {
-    return Usage("needs exactly one PROMPT; quote it if it has spaces (see --help)");
-  }
-  if (options.chat && options.raw) return Usage("--chat and --raw exclude each other");
-  if (options.raw && !options.system.empty()) return Usage("--system: has no place in --raw text");
-  if (!(options.connect_timeout_s >= 0)) return Usage("--connect-timeout-s: is negative");
-  std::string prompt = positional->front();
-  if (prompt == "-") {
-    prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
-  }
-
-  CatchInterrupts();
-  auto client = Client::Connect(options.target, absl::Seconds(options.connect_timeout_s), [] {
-    return Interrupted() ? absl::CancelledError("interrupted") : absl::OkStatus();
-  });
-  if (!client.ok()) return Failed(client.status());
-  bool chat = options.chat || !options.system.empty();
-  if (!chat && !options.raw) {
-    const auto model = (*client)->GetModelInfo();
-    if (!model.ok()) return Failed(model.status());
-    chat = model->chat_family() != "unknown";
-  }
-
+absl::StatusOr<int> Options::Run() const {
+  auto client = connection.Connect();
+  if (!client.ok()) return client.status();
   v1::GenerateRequest request;
-  SetPrompt(prompt, options.system, chat, &request);
-  *request.mutable_sampling() = options.sampling.ToProto();
-  if (options.n.has_value()) request.mutable_sampling()->set_n(*options.n);
+  if (absl::Status status = prompt.Fill(client->get(), &request); !status.ok()) return status;
+  *request.mutable_sampling() = sampling.ToProto();
+  if (n.has_value()) request.mutable_sampling()->set_n(*n);
   // The server's own default is what the context leaves; a terminal wants an answer it can read.
   if (!request.sampling().has_max_tokens()) request.mutable_sampling()->set_max_tokens(kMaxTokens);
-  request.set_determinism(options.determinism);
-  request.set_cache_salt(options.cache_salt);
-  request.set_request_id(options.request_id);
-  request.set_disable_prefix_cache(options.disable_prefix_cache);
+  request.set_determinism(determinism);
+  request.set_cache_salt(cache_salt);
+  request.set_request_id(request_id);
+  request.set_disable_prefix_cache(disable_prefix_cache);
 
-  const bool stream = options.n.value_or(1) == 1;
+  const bool stream = n.value_or(1) == 1;
   const CallRecord record = (*client)->Generate(
       request,
       [stream](const v1::GenerateResponse& response) {
@@ -152,8 +115,21 @@ int RunGenerate(int argc, char** argv) {
     }
   }
   std::fflush(stdout);
-  if (options.show_stats) PrintStats(record);
-  return record.status.ok() ? 0 : Failed(record.status);
+  if (show_stats) PrintStats(record);
+  if (!record.status.ok()) return record.status;
+  return 0;
+}
+
+}  // namespace
+
+int RunGenerate(int argc, char** argv) {
+  Options options;
+  flags::FlagSet flags = options.Flags();
+  return RunCommand({.name = "generate",
+                     .flags = &flags,
+                     .check = [&](const auto& positional) { return options.Check(positional); },
+                     .run = [&] { return options.Run(); }},
+                    argc, argv);
 }
 
 }  // namespace verbatim::client

@@ -1,89 +1,16 @@
 // The client and the load generator against a service in this process.
 #include "client/load_generator.h"
 
-#include <grpcpp/grpcpp.h>
-
-#include <atomic>
 #include <string>
-#include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "client/client_test_support.h"
 #include "gtest/gtest.h"
-#include "verbatim/v1/verbatim.grpc.pb.h"
 
 namespace verbatim::client {
 namespace {
 
-// Streams as many one-token deltas as max_tokens says; "fail" is refused, "hang" goes on until it
-// is cancelled.
-class FakeService : public v1::VerbatimService::Service {
- public:
-  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
-                        grpc::ServerWriter<v1::GenerateResponse>* writer) override {
-    const int now = ++in_flight_;
-    int seen = most_in_flight_;
-    while (now > seen && !most_in_flight_.compare_exchange_weak(seen, now)) {
-    }
-    const grpc::Status status = Stream(context, *request, writer);
-    --in_flight_;
-    return status;
-  }
-  grpc::Status GetServerInfo(grpc::ServerContext*, const v1::GetServerInfoRequest*,
-                             v1::GetServerInfoResponse* response) override {
-    response->set_version("fake");
-    return grpc::Status::OK;
-  }
-
-  int most_in_flight() const { return most_in_flight_; }
-  int cancelled() const { return cancelled_; }
-
- private:
-  grpc::Status Stream(grpc::ServerContext* context, const v1::GenerateRequest& request,
-                      grpc::ServerWriter<v1::GenerateResponse>* writer) {
-    if (request.text() == "fail") {
-      return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "text: no");
-    }
-    v1::GenerateResponse response;
-    response.mutable_accepted()->set_numerics_id("id");
-    writer->Write(response);
-    const bool hang = request.text() == "hang";
-    for (int64_t i = 0; hang || i < request.sampling().max_tokens(); ++i) {
-      response.mutable_delta()->set_text(absl::StrCat(i % 10));
-      response.mutable_delta()->clear_token_ids();
-      response.mutable_delta()->add_token_ids(static_cast<int32_t>(i));
-      if (!writer->Write(response) || context->IsCancelled()) {
-        ++cancelled_;
-        return grpc::Status::CANCELLED;
-      }
-    }
-    response.mutable_finished()->set_logits_sha256("hash");
-    writer->Write(response);
-    if (request.text() == "unfinished") return grpc::Status::OK;
-    response.mutable_usage()->set_output_tokens(request.sampling().max_tokens());
-    writer->Write(response);
-    return grpc::Status::OK;
-  }
-
-  std::atomic<int> in_flight_{0}, most_in_flight_{0}, cancelled_{0};
-};
-
 class LoadGeneratorTest : public testing::Test {
  protected:
-  void SetUp() override {
-    grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&service_);
-    server_ = builder.BuildAndStart();
-    auto client = Client::Connect(absl::StrCat("127.0.0.1:", port), absl::Seconds(30));
-    ASSERT_TRUE(client.ok()) << client.status();
-    client_ = *std::move(client);
-  }
-  void TearDown() override {
-    client_.reset();
-    server_->Shutdown();
-  }
-
   static WorkItem Item(const std::string& text, int64_t max_tokens,
                        absl::Duration offset = absl::ZeroDuration()) {
     WorkItem item;
@@ -93,9 +20,8 @@ class LoadGeneratorTest : public testing::Test {
     return item;
   }
 
-  FakeService service_;
-  std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<Client> client_;
+  FakeServer server_;
+  std::unique_ptr<Client> client_ = server_.Connect();
 };
 
 TEST_F(LoadGeneratorTest, OneCallIsRecordedWhole) {
@@ -128,7 +54,7 @@ TEST_F(LoadGeneratorTest, ClosedLoopKeepsToItsConcurrency) {
   EXPECT_EQ(result.completed(), 39);
   EXPECT_FALSE(result.records[7].status.ok());
   EXPECT_EQ(result.output_tokens(), 39 * 20);
-  EXPECT_LE(service_.most_in_flight(), 3);
+  EXPECT_LE(server_.service().most_in_flight(), 3);
   for (const CallRecord& record : result.records) EXPECT_LE(record.scheduled, record.started);
 }
 
@@ -143,6 +69,22 @@ TEST_F(LoadGeneratorTest, OpenLoopCountsFromTheSchedule) {
               result.start + absl::ToChronoNanoseconds(items[i].offset));
     EXPECT_GE(result.records[i].started, result.records[i].scheduled);
   }
+}
+
+TEST_F(LoadGeneratorTest, OpenLoopWaitsForASlotAndCountsTheWait) {
+  std::vector<WorkItem> items(30, Item("x", 30));  // all due at once
+  const LoadResult result = RunLoad(client_.get(), items, {.max_concurrency = 2});
+  EXPECT_EQ(result.completed(), 30);
+  EXPECT_LE(server_.service().most_in_flight(), 2);
+  const CallRecord& last = result.records.back();
+  int64_t ended_before_last = 0;
+  for (const CallRecord& record : result.records) {
+    EXPECT_EQ(record.scheduled, result.start);
+    EXPECT_GE(*record.time_to_first_token(), SecondsBetween(record.scheduled, record.started));
+    ended_before_last += record.ended <= last.started ? 1 : 0;
+  }
+  EXPECT_GE(ended_before_last, 28);
+  EXPECT_GE(last.end_to_end_latency(), SecondsBetween(result.start, last.started));
 }
 
 TEST_F(LoadGeneratorTest, InterruptCancelsWhatIsInFlight) {

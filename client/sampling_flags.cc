@@ -1,14 +1,20 @@
 // Sampling flags and their translation to the wire.
 #include "client/sampling_flags.h"
 
+#include <cmath>
+#include <limits>
+
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "client/client.h"
+#include "client/command.h"
 
 namespace verbatim::client {
 namespace {
+
+constexpr int64_t kMostTokens = int64_t{1} << 31;
 
 absl::Status ParseBias(const std::string& text, std::map<int64_t, float>* bias) {
   bias->clear();
@@ -38,7 +44,7 @@ absl::Status ParseIds(const std::string& text, std::vector<int64_t>* ids) {
 
 }  // namespace
 
-void SamplingFlags::Register(flags::FlagSet* flags) {
+void SamplingFlags::Register(flags::FlagSet* flags, const Names& names) {
   flags->Group("Sampling (what is not given is left to the server)");
   flags->Add("temperature", &temperature, "0 is greedy; server's default 1");
   flags->Add("top-k", &top_k, "sample from that many most probable tokens; 0 or -1: off");
@@ -51,9 +57,11 @@ void SamplingFlags::Register(flags::FlagSet* flags) {
       "logit-bias", "TOKEN_ID=BIAS, parted by commas",
       [this](const std::string& text) { return ParseBias(text, &logit_bias); },
       [this] { return absl::StrJoin(logit_bias, ",", absl::PairFormatter("=")); });
-  flags->Add("seed", &seed, "seed of the sampler; without it the server draws one");
-  flags->Add("max-tokens", &max_tokens, "most output tokens");
-  flags->Add("min-tokens", &min_tokens, "no end before this many output tokens");
+  flags->Add(names.seed, &seed, "seed of the sampler; without it the server draws one");
+  if (names.lengths) {
+    flags->Add("max-tokens", &max_tokens, "most output tokens");
+    flags->Add("min-tokens", &min_tokens, "no end before this many output tokens");
+  }
   flags->AddCustom(
       "stop", "text that ends the output; may be given several times",
       [this](const std::string& text) {
@@ -69,6 +77,33 @@ void SamplingFlags::Register(flags::FlagSet* flags) {
   flags->Add("include-stop-str-in-output", &include_stop_str_in_output,
              "keep the stop text that ended the output");
   flags->Add("skip-special-tokens", &skip_special_tokens, "leave special tokens out of the text");
+}
+
+absl::Status SamplingFlags::Check() const {
+  const auto in_range = [](const char* flag, const std::optional<float>& value, double low,
+                           double high) {
+    return value ? CheckRange(flag, static_cast<double>(*value), low, high) : absl::OkStatus();
+  };
+  const auto positive = [](const char* flag, const std::optional<float>& value, double high) {
+    return value ? CheckPositive(flag, static_cast<double>(*value), high) : absl::OkStatus();
+  };
+  for (const auto& [id, bias] : logit_bias) {
+    if (!(bias >= -100 && bias <= 100)) {
+      return BadFlag("logit-bias", absl::StrCat(bias, " of token ", id, " is not in [-100, 100]"));
+    }
+  }
+  return FirstError(
+      {temperature && !(*temperature >= 0 && std::isfinite(*temperature))
+           ? BadFlag("temperature", absl::StrCat(*temperature, " is not a finite number >= 0"))
+           : absl::OkStatus(),
+       top_k ? CheckRange("top-k", int64_t{*top_k}, -1, std::numeric_limits<int32_t>::max())
+             : absl::OkStatus(),
+       positive("top-p", top_p, 1), in_range("min-p", min_p, 0, 1),
+       in_range("presence-penalty", presence_penalty, -2, 2),
+       in_range("frequency-penalty", frequency_penalty, -2, 2),
+       positive("repetition-penalty", repetition_penalty, 100),
+       max_tokens ? CheckRange("max-tokens", *max_tokens, 1, kMostTokens) : absl::OkStatus(),
+       min_tokens ? CheckRange("min-tokens", *min_tokens, 0, kMostTokens) : absl::OkStatus()});
 }
 
 v1::SamplingParams SamplingFlags::ToProto() const {
@@ -92,11 +127,10 @@ v1::SamplingParams SamplingFlags::ToProto() const {
   return out;
 }
 
-void AddDeterminismFlag(flags::FlagSet* flags, v1::Determinism* determinism) {
+void AddDeterminismFlag(flags::FlagSet* flags, const std::string& name, const std::string& help,
+                        v1::Determinism* determinism) {
   flags->AddCustom(
-      "determinism",
-      "throughput: as fast as the hardware allows; pinned: same bits under any load on one kind of "
-      "device; portable: same bits on any device; default: the server's",
+      name, help,
       [determinism](const std::string& text) {
         const auto parsed = ParseDeterminism(text);
         if (!parsed.ok()) return parsed.status();
@@ -108,20 +142,12 @@ void AddDeterminismFlag(flags::FlagSet* flags, v1::Determinism* determinism) {
       });
 }
 
-void SetPrompt(const std::string& prompt, const std::string& system, bool chat,
-               v1::GenerateRequest* request) {
-  if (!chat) {
-    request->set_text(prompt);
-    return;
-  }
-  if (!system.empty()) {
-    v1::ChatMessage* message = request->mutable_chat()->add_messages();
-    message->set_role("system");
-    message->set_content(system);
-  }
-  v1::ChatMessage* message = request->mutable_chat()->add_messages();
-  message->set_role("user");
-  message->set_content(prompt);
+void AddDeterminismFlag(flags::FlagSet* flags, v1::Determinism* determinism) {
+  AddDeterminismFlag(
+      flags, "determinism",
+      "throughput: as fast as the hardware allows; pinned: same bits under any load on one kind of "
+      "device; portable: same bits on any device; default: the server's",
+      determinism);
 }
 
 }  // namespace verbatim::client

@@ -27,16 +27,23 @@ struct SamplingFlags {
   bool include_stop_str_in_output = false;
   bool skip_special_tokens = true;
 
+  struct Names {
+    std::string seed = "seed";  // of the sampler's seed
+    bool lengths = true;        // --max-tokens and --min-tokens exist
+  };
+
   // The flags write into `this`, which must outlive `flags`.
-  void Register(flags::FlagSet* flags);
+  void Register(flags::FlagSet* flags, const Names& names);
+  void Register(flags::FlagSet* flags) { Register(flags, {}); }
+  // The ranges of the wire contract, so that a bad value is one error rather than one a request.
+  absl::Status Check() const;
   v1::SamplingParams ToProto() const;
 };
 
-// --determinism throughput|pinned|portable.
+// --NAME throughput|pinned|portable.
+void AddDeterminismFlag(flags::FlagSet* flags, const std::string& name, const std::string& help,
+                        v1::Determinism* determinism);
+// --determinism, of a single request.
 void AddDeterminismFlag(flags::FlagSet* flags, v1::Determinism* determinism);
-
-// Sets the prompt of `request`: as one user message (after `system`, if any) or as text.
-void SetPrompt(const std::string& prompt, const std::string& system, bool chat,
-               v1::GenerateRequest* request);
 
 }  // namespace verbatim::client

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "client/arrivals.h"
 #include "client/completions.h"
@@ -77,6 +78,41 @@ TEST(ArrivalOffsets, InfiniteRateIsAllAtOnceAndSeedsMatter) {
   EXPECT_NE(ArrivalOffsets(9, 1, 1, 5), ArrivalOffsets(9, 1, 1, 6));
 }
 
+TEST(ArrivalOffsets, InfiniteBurstinessIsAFixedInterval) {
+  const auto offsets = ArrivalOffsets(5, 4, std::numeric_limits<double>::infinity(), 1);
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    EXPECT_EQ(offsets[i], absl::Milliseconds(250 * static_cast<int64_t>(i)));
+  }
+}
+
+TEST(ArrivalOffsets, RampsFromStartToEnd) {
+  const RampUp linear{false, 1, 4};
+  EXPECT_DOUBLE_EQ(linear.Rate(0, 4), 1);
+  EXPECT_DOUBLE_EQ(linear.Rate(2, 4), 3);
+  EXPECT_DOUBLE_EQ(linear.Rate(3, 4), 4);
+  const RampUp exponential{true, 1, 8};
+  EXPECT_DOUBLE_EQ(exponential.Rate(1, 4), 2);
+  EXPECT_DOUBLE_EQ(exponential.Rate(3, 4), 8);
+  EXPECT_DOUBLE_EQ(exponential.Rate(0, 1), 1);
+  const auto offsets = ArrivalOffsets(4, linear, std::numeric_limits<double>::infinity(), 1);
+  EXPECT_NEAR(absl::ToDoubleSeconds(offsets[1]), 1, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(offsets[2]), 1.5, 1e-9);
+  EXPECT_NEAR(absl::ToDoubleSeconds(offsets[3]), 1.5 + 1.0 / 3, 1e-9);
+}
+
+TEST(FitToRate, StretchesToTheRate) {
+  auto offsets = ArrivalOffsets(41, 10, 1, 3);
+  const auto before = offsets;
+  FitToRate(10, &offsets);
+  EXPECT_NEAR(absl::ToDoubleSeconds(offsets.back()), 4, 1e-6);
+  const double factor =
+      absl::ToDoubleSeconds(offsets.back()) / absl::ToDoubleSeconds(before.back());
+  EXPECT_NEAR(absl::ToDoubleSeconds(offsets[20]), factor * absl::ToDoubleSeconds(before[20]), 1e-6);
+  std::vector<absl::Duration> at_once(3);
+  FitToRate(10, &at_once);
+  EXPECT_EQ(at_once.back(), absl::ZeroDuration());
+}
+
 TEST(FirstSplit, IsTheFirstDifferenceOrTheShorterLength) {
   EXPECT_EQ(FirstSplit({1, 2, 3}, {1, 2, 3}), std::nullopt);
   EXPECT_EQ(FirstSplit({1, 2, 3}, {1, 9, 3}), 1);
@@ -103,6 +139,38 @@ TEST(Completions, CountsTextsHashesAndSplits) {
   EXPECT_EQ(distinct[1].split, 2);
   EXPECT_EQ(distinct[1].split_byte, 4);
   EXPECT_EQ(distinct[2].split_byte, 2);
+}
+
+TEST(Completions, FirstSplitPairLeavesAtTheEarliestSplit) {
+  Completions none;
+  none.Add("a", {1}, "h");
+  none.Add("a", {1}, "h2");
+  EXPECT_FALSE(none.FirstSplitPair().has_value());
+
+  std::mt19937 random(5);
+  for (int round = 0; round < 200; ++round) {
+    Completions completions;
+    std::vector<std::vector<int32_t>> all;
+    for (int i = 0; i < 6; ++i) {
+      std::vector<int32_t> tokens(random() % 5);
+      for (int32_t& token : tokens) token = static_cast<int32_t>(random() % 2);
+      completions.Add("", tokens, "h");
+      all.push_back(tokens);
+    }
+    std::optional<int64_t> earliest;
+    for (const auto& a : all) {
+      for (const auto& b : all) {
+        const auto split = FirstSplit(a, b);
+        if (split && (!earliest || *split < *earliest)) earliest = split;
+      }
+    }
+    EXPECT_EQ(completions.first_split(), earliest);
+    const auto pair = completions.FirstSplitPair();
+    ASSERT_EQ(pair.has_value(), earliest.has_value());
+    if (!pair) continue;
+    EXPECT_EQ(pair->second.split, earliest);
+    EXPECT_EQ(FirstSplit(pair->first.token_ids, pair->second.token_ids), earliest);
+  }
 }
 
 TEST(Completions, SplitsNoCharacter) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_join.h"
+
 namespace verbatim::flags {
 namespace {
 
@@ -41,7 +43,19 @@ void FlagSet::AddEntry(std::string name, bool is_bool, std::string help, Setter 
                        Getter getter) {
   std::string default_text = getter();
   entries_.push_back({std::move(name), std::move(default_text), std::move(help), is_bool,
-                      std::move(setter), std::move(getter), std::exchange(next_group_, "")});
+                      /*is_list=*/false, std::move(setter), std::move(getter),
+                      std::exchange(next_group_, "")});
+}
+
+void FlagSet::AddList(std::string name, std::vector<std::string>* values, std::string help) {
+  AddCustom(
+      std::move(name), std::move(help),
+      [values](const std::string& text) {
+        values->push_back(text);
+        return absl::OkStatus();
+      },
+      [values] { return absl::StrJoin(*values, " "); });
+  entries_.back().is_list = true;
 }
 
 std::map<std::string, std::string> FlagSet::Values() const {
@@ -108,6 +122,9 @@ absl::StatusOr<std::vector<std::string>> FlagSet::Parse(int argc, char* const* a
     }
     if (absl::Status status = entry->setter(value); !status.ok()) {
       return absl::Status(status.code(), absl::StrCat("--", entry->name, ": ", status.message()));
+    }
+    while (entry->is_list && equals == std::string::npos && i + 1 < argc && argv[i + 1][0] != '-') {
+      if (absl::Status status = entry->setter(argv[++i]); !status.ok()) return status;
     }
   }
   return positional;

@@ -59,6 +59,10 @@ class FlagSet {
     AddEntry(std::move(name), false, std::move(help), std::move(setter), std::move(getter));
   }
 
+  // A flag with one or more values: the arguments up to the next one that begins with a dash, or
+  // one value as --name=value. May be given several times; what it holds grows.
+  void AddList(std::string name, std::vector<std::string>* values, std::string help);
+
   // Sets the values and returns the positional arguments; argv[0] is skipped. INVALID_ARGUMENT
   // naming the flag: unknown, without a value, or with a value that does not parse.
   absl::StatusOr<std::vector<std::string>> Parse(int argc, char* const* argv);
@@ -73,6 +77,7 @@ class FlagSet {
   struct Entry {
     std::string name, default_text, help;
     bool is_bool = false;
+    bool is_list = false;
     Setter setter;
     Getter getter;
     std::string group;  // title that stands before this entry

@@ -77,6 +77,20 @@ TEST(FlagSet, BooleansCanBeSetAndUnset) {
   }
 }
 
+TEST(FlagSet, ListsTakeAllValuesUpToTheNextFlag) {
+  Values values;
+  std::vector<std::string> list;
+  FlagSet flags = Declare(&values);
+  flags.AddList("goals", &list, "what to reach");
+  auto rest = ParseWith(flags, {"file", "--goals", "a:1", "b:2", "--max-count=3", "--goals=c:3",
+                                "x", "--goals", "d:4"});
+  ASSERT_TRUE(rest.ok()) << rest.status();
+  EXPECT_THAT(list, ElementsAre("a:1", "b:2", "c:3", "d:4"));
+  EXPECT_THAT(*rest, ElementsAre("file", "x"));
+  EXPECT_EQ(values.count, 3);
+  EXPECT_EQ(flags.Values().at("goals"), "a:1 b:2 c:3 d:4");
+}
+
 TEST(FlagSet, DefaultsStay) {
   Values values;
   FlagSet flags = Declare(&values);

@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <string>
 
-#include "absl/strings/str_cat.h"
-#include "client/interrupt.h"
+#include "client/background_traffic.h"
+#include "client/command.h"
+#include "client/files.h"
+#include "client/report_json.h"
 #include "flags/flag_set.h"
 #include "lab/demo_experiment.h"
 #include "lab/demo_page.h"
@@ -50,12 +52,8 @@ flags::FlagSet Flags::Set() {
   return set;
 }
 
-absl::Status Bad(const std::string& flag, const std::string& what) {
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", what));
-}
-
 absl::Status Flags::Resolve() {
-  if (options.model.empty()) return Bad("model", "is required");
+  if (options.model.empty()) return client::BadFlag("model", "is required");
   if (quick) {
     const DemoOptions defaults;
     if (options.repeats == defaults.repeats) options.repeats = 4;
@@ -63,21 +61,22 @@ absl::Status Flags::Resolve() {
     if (options.blocks == defaults.blocks) options.blocks = 1;
     if (num_prompts == 0) num_prompts = 4;
   }
-  if (options.repeats < 1) return Bad("repeats", "must be at least 1");
-  if (options.max_tokens < 1) return Bad("max-tokens", "must be at least 1");
-  if (options.concurrency < 1) return Bad("concurrency", "must be at least 1");
+  if (options.repeats < 1) return client::BadFlag("repeats", "must be at least 1");
+  if (options.max_tokens < 1) return client::BadFlag("max-tokens", "must be at least 1");
+  if (options.concurrency < 1) return client::BadFlag("concurrency", "must be at least 1");
   if (options.blocks < 1 || options.blocks > options.repeats) {
-    return Bad("blocks", "must be between 1 and --repeats");
+    return client::BadFlag("blocks", "must be between 1 and --repeats");
   }
   if (!(options.background_share >= 0 && options.background_share <= 100)) {
-    return Bad("background-share", "must be in [0, 100]");
+    return client::BadFlag("background-share", "must be in [0, 100]");
   }
-  if (!(options.request_rate >= 0)) return Bad("request-rate", "is negative");
-  if (num_prompts < 0) return Bad("num-prompts", "is negative");
+  if (!(options.request_rate >= 0)) return client::BadFlag("request-rate", "is negative");
+  if (num_prompts < 0) return client::BadFlag("num-prompts", "is negative");
   options.prompts = DemoPrompts();
   if (!prompts_file.empty()) {
-    auto prompts = ReadPrompts(prompts_file);
-    if (!prompts.ok()) return Bad("prompts-file", std::string(prompts.status().message()));
+    auto prompts = client::ReadPrompts(prompts_file);
+    if (!prompts.ok())
+      return client::BadFlag("prompts-file", std::string(prompts.status().message()));
     options.prompts = *std::move(prompts);
   }
   if (num_prompts > 0 && num_prompts < static_cast<int64_t>(options.prompts.size())) {
@@ -86,49 +85,27 @@ absl::Status Flags::Resolve() {
   return absl::OkStatus();
 }
 
-int Fail(int code, const absl::Status& status) {
-  std::fprintf(stderr, "verbatim lab demo: %s\n", std::string(status.message()).c_str());
-  return code;
-}
-
 void Say(const std::string& line) {
   std::fprintf(stderr, "  %s\n", line.c_str());
   std::fflush(stderr);
 }
 
-}  // namespace
-
-int RunDemo(int argc, char** argv) {
-  Flags flags;
-  flags::FlagSet set = flags.Set();
-  const auto positional = set.Parse(argc, argv);
-  if (!positional.ok()) return Fail(2, positional.status());
-  if (set.help_requested()) {
-    std::fputs(set.Help().c_str(), stdout);
-    return 0;
-  }
-  if (!positional->empty()) {
-    return Fail(2, absl::InvalidArgumentError(
-                       absl::StrCat("'", positional->front(), "': unexpected argument")));
-  }
-  if (absl::Status status = flags.Resolve(); !status.ok()) return Fail(2, status);
-
-  client::CatchInterrupts();
+absl::StatusOr<int> Run(const Flags& flags) {
   const auto result = RunDemoExperiment(flags.options, Say);
-  if (!result.ok()) return Fail(1, result.status());
+  if (!result.ok()) return result.status();
   const nlohmann::json data = DemoJson(*result, DescribeMachine());
   std::fputs(DemoTable(*result).c_str(), stdout);
   std::fflush(stdout);
   if (!flags.output.empty()) {
-    const std::string text = data.dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
-    if (absl::Status status = WriteFile(flags.output, text + "\n"); !status.ok()) {
-      return Fail(1, status);
+    if (absl::Status status = client::WriteFile(flags.output, client::Dump(data, 1) + "\n");
+        !status.ok()) {
+      return status;
     }
     std::printf("\nwrote %s\n", flags.output.c_str());
   }
   if (!flags.page.empty()) {
-    if (absl::Status status = WriteFile(flags.page, DemoPage(data)); !status.ok()) {
-      return Fail(1, status);
+    if (absl::Status status = client::WriteFile(flags.page, DemoPage(data)); !status.ok()) {
+      return status;
     }
     std::printf("wrote %s\n", flags.page.c_str());
   }
@@ -144,6 +121,22 @@ int RunDemo(int argc, char** argv) {
     return 1;
   }
   return 0;
+}
+
+}  // namespace
+
+int RunDemo(int argc, char** argv) {
+  Flags flags;
+  flags::FlagSet set = flags.Set();
+  return client::RunCommand({.name = "lab demo",
+                             .flags = &set,
+                             .check =
+                                 [&](const auto& positional) {
+                                   absl::Status status = client::CheckNoArguments(positional);
+                                   return status.ok() ? flags.Resolve() : status;
+                                 },
+                             .run = [&] { return Run(flags); }},
+                            argc, argv);
 }
 
 }  // namespace verbatim::lab

@@ -10,9 +10,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/arrivals.h"
+#include "client/background_traffic.h"
 #include "client/interrupt.h"
 #include "client/load_generator.h"
-#include "lab/demo_prompts.h"
 #include "lab/server_process.h"
 
 namespace verbatim::lab {
@@ -62,7 +62,8 @@ WorkList MakeWorkList(const DemoOptions& options, const DemoMode& mode, int64_t 
     client::WorkItem item;
     item.request =
         order[i] == kBackground
-            ? BackgroundRequest(options.max_tokens, mode.determinism, &random)
+            ? client::BackgroundRequest(
+                  {.max_tokens = options.max_tokens, .determinism = mode.determinism}, &random)
             : MeasuredRequest(options.prompts[static_cast<size_t>(order[i])], options.max_tokens);
     item.request.set_determinism(mode.determinism);
     item.offset = offsets[i];

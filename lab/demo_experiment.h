@@ -10,7 +10,7 @@
 #include "absl/status/statusor.h"
 #include "client/client.h"
 #include "client/completions.h"
-#include "lab/step_statistics.h"
+#include "client/step_statistics.h"
 
 namespace verbatim::lab {
 
@@ -51,7 +51,7 @@ struct DemoModeResult {
   double seconds = 0;
   std::vector<double> block_tokens_per_s;
   std::vector<double> ttft_ms, itl_ms;  // of measured requests; TTFT from the moment of sending
-  StepTotals steps;
+  client::StepTotals steps;
 
   double tokens_per_s() const { return seconds > 0 ? output_tokens / seconds : 0; }
   int64_t unique_completions_max() const;

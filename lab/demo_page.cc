@@ -2,8 +2,6 @@
 #include "lab/demo_page.h"
 
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "lab/demo_page_template.inc"
@@ -39,23 +37,6 @@ std::string DemoPage(const nlohmann::json& data) {
   const size_t at = page.find(marker);
   if (at != std::string::npos) page.replace(at, marker.size(), ScriptSafeJson(data));
   return page;
-}
-
-absl::Status WriteFile(const std::string& path, const std::string& content) {
-  std::error_code error;
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-  if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  const std::string temporary = absl::StrCat(path, ".tmp");
-  {
-    std::ofstream file(temporary, std::ios::binary);
-    file << content;
-    if (!file.flush())
-      return absl::UnavailableError(absl::StrCat(temporary, ": cannot be written"));
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace verbatim::lab

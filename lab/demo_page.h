@@ -14,7 +14,4 @@ std::string ScriptSafeJson(const nlohmann::json& data);
 
 std::string DemoPage(const nlohmann::json& data);
 
-// Writes through a temporary file beside `path`, whose folder is made if need be.
-absl::Status WriteFile(const std::string& path, const std::string& content);
-
 }  // namespace verbatim::lab

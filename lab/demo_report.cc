@@ -6,31 +6,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/report_json.h"
 #include "client/statistics.h"
 
 namespace verbatim::lab {
 namespace {
 
 using nlohmann::json;
-
-const std::vector<double> kPercentiles = {50, 90, 99};
-
-json OptionalToken(const std::optional<int64_t>& token) {
-  return token.has_value() ? json(*token) : json(nullptr);
-}
-
-json SummaryJson(const std::vector<double>& values) {
-  const client::Summary summary = client::Summarize(values, kPercentiles);
-  json out = {
-      {"n", summary.n}, {"mean", summary.mean}, {"median", summary.median}, {"std", summary.std}};
-  for (const auto& [p, value] : summary.percentiles) out[absl::StrCat("p", p)] = value;
-  json quantiles = json::array();
-  if (!values.empty()) {
-    for (int p = 0; p <= 100; p += 5) quantiles.push_back(client::Percentile(values, p));
-  }
-  out["quantiles_by_5_percent"] = std::move(quantiles);
-  return out;
-}
 
 json ModeJson(const DemoModeResult& mode) {
   const auto prompts = static_cast<int64_t>(mode.prompts.size());
@@ -53,7 +35,7 @@ json ModeJson(const DemoModeResult& mode) {
       {"unique_completions_total", mode.unique_completions_total()},
       {"unique_logit_hashes_max", mode.unique_logit_hashes_max()},
       {"unique_logit_hashes_mean", mode.unique_logit_hashes_mean()},
-      {"first_divergence_token", OptionalToken(mode.first_divergence_token())},
+      {"first_divergence_token", client::OptionalJson(mode.first_divergence_token())},
       {"prompts_with_several_completions", mode.prompts_that_split()},
       {"share_of_prompts_with_several_completions",
        prompts > 0 ? static_cast<double>(mode.prompts_that_split()) / static_cast<double>(prompts)
@@ -63,8 +45,8 @@ json ModeJson(const DemoModeResult& mode) {
       {"seconds", mode.seconds},
       {"output_tokens_per_s", mode.tokens_per_s()},
       {"output_tokens_per_s_blocks", mode.block_tokens_per_s},
-      {"ttft_ms", SummaryJson(mode.ttft_ms)},
-      {"itl_ms", SummaryJson(mode.itl_ms)},
+      {"ttft_ms", client::SummaryJson(mode.ttft_ms)},
+      {"itl_ms", client::SummaryJson(mode.itl_ms)},
       {"server_steps", mode.steps.ToJson()},
   };
 }
@@ -72,25 +54,7 @@ json ModeJson(const DemoModeResult& mode) {
 json PromptJson(const DemoResult& result, size_t index) {
   json modes = json::object();
   for (const DemoModeResult& mode : result.modes) {
-    const client::Completions& completions = mode.prompts[index];
-    json distinct = json::array();
-    for (const auto& completion : completions.ByFrequency()) {
-      json hashes = json::array();
-      for (const auto& [hash, count] : completion.hashes) {
-        hashes.push_back({{"logits_sha256", hash}, {"count", count}});
-      }
-      distinct.push_back({{"text", completion.text},
-                          {"count", completion.count},
-                          {"tokens", completion.token_ids.size()},
-                          {"split_token", OptionalToken(completion.split)},
-                          {"split_byte", completion.split_byte},
-                          {"hashes", std::move(hashes)}});
-    }
-    modes[mode.mode.key] = {{"answers", completions.answers()},
-                            {"unique_completions", completions.unique_completions()},
-                            {"unique_logit_hashes", completions.unique_logit_hashes()},
-                            {"first_divergence_token", OptionalToken(completions.first_split())},
-                            {"completions", std::move(distinct)}};
+    modes[mode.mode.key] = client::CompletionsJson(mode.prompts[index]);
   }
   return {{"prompt", result.options.prompts[index]}, {"modes", std::move(modes)}};
 }

@@ -13,14 +13,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/command.h"
+#include "client/files.h"
 #include "client/interrupt.h"
 #include "client/load_generator.h"
+#include "client/report_json.h"
 #include "client/statistics.h"
+#include "client/step_statistics.h"
 #include "flags/flag_set.h"
-#include "lab/demo_page.h"
 #include "lab/machine.h"
 #include "lab/server_process.h"
-#include "lab/step_statistics.h"
 #include "nlohmann/json.hpp"
 
 namespace verbatim::lab {
@@ -56,7 +58,7 @@ struct Cell {
   int64_t tokens = 0;
   double seconds = 0;
   std::vector<double> ttft_ms, itl_ms;
-  StepTotals steps;
+  client::StepTotals steps;
 
   double tokens_per_s() const { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 };
@@ -216,7 +218,7 @@ void PrintTable(const Cells& cells, const json& report) {
   std::printf("ready in %.2f s\n", report["ready_seconds"].get<double>());
 }
 
-absl::Status Run(const Options& options) {
+absl::StatusOr<int> Run(const Options& options) {
   std::unique_ptr<ServerProcess> servers[2];
   for (int f32 = 0; f32 < 2; ++f32) {
     Say(absl::StrCat("starting a server, ", f32 ? "float32" : "bfloat16"));
@@ -265,8 +267,12 @@ absl::Status Run(const Options& options) {
   }
   const json report = Report(options, cells, *model, *info, servers[0]->ready_seconds(), bandwidth);
   PrintTable(cells, report);
-  if (options.output.empty()) return absl::OkStatus();
-  return WriteFile(options.output, report.dump(1) + "\n");
+  if (options.output.empty()) return 0;
+  if (absl::Status status = client::WriteFile(options.output, client::Dump(report, 1) + "\n");
+      !status.ok()) {
+    return status;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -283,34 +289,22 @@ int RunServingBench(int argc, char** argv) {
   flags.Add("output-tokens", &options.output_tokens, "tokens of each answer");
   flags.Add("seed", &options.seed, "seed of the prompts");
   flags.Add("server-binary", &options.server_binary, "serve with this program instead of this one");
-  const auto positional = flags.Parse(argc, argv);
-  if (positional.ok() && flags.help_requested()) {
-    std::fputs(flags.Help().c_str(), stdout);
-    return 0;
-  }
-  absl::Status status = positional.status();
-  if (status.ok() && !positional->empty()) {
-    status = absl::InvalidArgumentError(
-        absl::StrCat("'", positional->front(), "': unexpected argument"));
-  }
-  if (status.ok() && options.model.empty()) {
-    status = absl::InvalidArgumentError("--model: is required");
-  }
-  for (const auto& [name, value] : {std::pair{"blocks", options.blocks},
-                                    {"prompt-tokens", options.prompt_tokens},
-                                    {"output-tokens", options.output_tokens}}) {
-    if (status.ok() && value < 1) {
-      status = absl::InvalidArgumentError(absl::StrCat("--", name, ": must be at least 1"));
-    }
-  }
-  const bool usage = !status.ok();
-  if (!usage) {
-    client::CatchInterrupts();
-    status = Run(options);
-  }
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "verbatim lab serving-bench: %s\n", std::string(status.message()).c_str());
-  return usage ? 2 : 1;
+  constexpr int64_t kMost = int64_t{1} << 20;
+  return client::RunCommand(
+      {.name = "lab serving-bench",
+       .flags = &flags,
+       .check =
+           [&](const auto& positional) {
+             return client::FirstError(
+                 {client::CheckNoArguments(positional),
+                  options.model.empty() ? client::BadFlag("model", "is required")
+                                        : absl::OkStatus(),
+                  client::CheckRange("blocks", options.blocks, 1, kMost),
+                  client::CheckRange("prompt-tokens", options.prompt_tokens, 1, kMost),
+                  client::CheckRange("output-tokens", options.output_tokens, 1, kMost)});
+           },
+       .run = [&] { return Run(options); }},
+      argc, argv);
 }
 
 }  // namespace verbatim::lab

@@ -5,7 +5,7 @@
 #include "client/client.h"
 #include "nlohmann/json.hpp"
 
-namespace verbatim::lab {
+namespace verbatim::client {
 
 // Sums of the differences between looks, over one or more spans.
 struct StepTotals {
@@ -25,4 +25,4 @@ struct StepTotals {
   nlohmann::json ToJson() const;
 };
 
-}  // namespace verbatim::lab
+}  // namespace verbatim::client

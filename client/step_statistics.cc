@@ -1,7 +1,7 @@
 // Differences and sums of StepStatistics.
-#include "lab/step_statistics.h"
+#include "client/step_statistics.h"
 
-namespace verbatim::lab {
+namespace verbatim::client {
 namespace {
 
 void AddScaled(const v1::StepStatistics& from, int sign, v1::StepStatistics* to) {
@@ -57,4 +57,4 @@ nlohmann::json StepTotals::ToJson() const {
           {"scheduler_and_front_end_share", scheduler_and_front_end_share()}};
 }
 
-}  // namespace verbatim::lab
+}  // namespace verbatim::client

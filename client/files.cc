@@ -1,0 +1,45 @@
+// Writing and appending to result files.
+#include "client/files.h"
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+
+namespace verbatim::client {
+namespace {
+
+void MakeFolderOf(const std::string& path) {
+  std::error_code ignored;  // writing fails, and says so
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (!folder.empty()) std::filesystem::create_directories(folder, ignored);
+}
+
+}  // namespace
+
+absl::Status WriteFile(const std::string& path, const std::string& content) {
+  MakeFolderOf(path);
+  const std::string temporary = absl::StrCat(path, ".tmp");
+  {
+    std::ofstream file(temporary, std::ios::binary);
+    file << content;
+    if (!file.flush()) {
+      return absl::UnavailableError(absl::StrCat(temporary, ": cannot be written"));
+    }
+  }
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AppendLine(const std::string& path, const std::string& line) {
+  MakeFolderOf(path);
+  std::ofstream file(path, std::ios::binary | std::ios::app);
+  file << line << "\n";
+  if (!file.flush()) return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
+  return absl::OkStatus();
+}
+
+}  // namespace verbatim::client
