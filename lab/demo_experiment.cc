@@ -177,7 +177,7 @@ std::vector<DemoMode> DemoModes() {
   return {
       {"throughput", "throughput, bfloat16", false, v1::DETERMINISM_THROUGHPUT, false},
       {"throughput_float32", "throughput, float32", true, v1::DETERMINISM_THROUGHPUT, false},
-      {"deterministic", "deterministic", false, v1::DETERMINISM_PORTABLE, false},
+      {"deterministic", "deterministic", false, v1::DETERMINISM_PINNED, false},
       {"one_at_a_time", "one at a time", false, v1::DETERMINISM_THROUGHPUT, true},
   };
 }

@@ -44,12 +44,23 @@ struct Mode {
   std::string key;
   bool float32_server;
   v1::Determinism determinism;
+  // Percent of requests that are of `determinism`, the others being throughput requests.
+  int percent = 100;
+
+  bool mixed() const { return percent < 100; }
+  // Fewer streams than these hold no request of a small share.
+  bool RunsAt(int64_t concurrency) const { return !mixed() || concurrency >= 64; }
 };
 
+// All but the first share the server whose activations are bf16.
 const std::vector<Mode> kModes = {
     {"throughput_float32", true, v1::DETERMINISM_THROUGHPUT},
     {"throughput_bfloat16", false, v1::DETERMINISM_THROUGHPUT},
-    {"deterministic", false, v1::DETERMINISM_PORTABLE},
+    {"deterministic", false, v1::DETERMINISM_PINNED},
+    {"portable", false, v1::DETERMINISM_PORTABLE},
+    {"mixed_5_percent", false, v1::DETERMINISM_PINNED, 5},
+    {"mixed_10_percent", false, v1::DETERMINISM_PINNED, 10},
+    {"mixed_50_percent", false, v1::DETERMINISM_PINNED, 50},
 };
 
 // One mode at one concurrency.
@@ -79,7 +90,9 @@ std::vector<client::WorkItem> MakeItems(const Options& options, const Mode& mode
     for (int64_t i = 0; i < options.prompt_tokens; ++i) {
       item.request.mutable_token_ids()->add_ids(id(random));
     }
-    item.request.set_determinism(mode.determinism);
+    const auto position = static_cast<int64_t>(&item - items.data());
+    const bool counts = position * mode.percent / 100 < (position + 1) * mode.percent / 100;
+    item.request.set_determinism(counts ? mode.determinism : v1::DETERMINISM_THROUGHPUT);
     item.request.set_disable_prefix_cache(true);
     v1::SamplingParams* sampling = item.request.mutable_sampling();
     sampling->set_temperature(0);
@@ -132,9 +145,9 @@ json CellJson(const Cell& cell) {
           {"server_steps", cell.steps.ToJson()}};
 }
 
-// Deterministic over the faster of the two throughput configurations.
-json RatioJson(const Cells& cells, int64_t concurrency) {
-  const Cell& strict = cells.at({concurrency, "deterministic"});
+// A mode over the faster of the two throughput configurations.
+json RatioJson(const Cells& cells, int64_t concurrency, const std::string& mode) {
+  const Cell& strict = cells.at({concurrency, mode});
   const Cell& f32 = cells.at({concurrency, "throughput_float32"});
   const Cell& bf16 = cells.at({concurrency, "throughput_bfloat16"});
   const bool f32_faster = f32.tokens_per_s() > bf16.tokens_per_s();
@@ -153,15 +166,24 @@ json RatioJson(const Cells& cells, int64_t concurrency) {
 json Report(const Options& options, const Cells& cells, const v1::GetModelInfoResponse& model,
             const v1::GetServerInfoResponse& server, double ready_seconds, double bandwidth) {
   json concurrencies = json::object(), ratios = json::object(), scaling = json::object();
-  json decode = json::object(), shares = json::object();
+  json decode = json::object(), shares = json::object(), portable = json::object();
+  json mixed = json::object();
   const auto bytes = static_cast<double>(model.weight_bytes_stored());
   for (int64_t concurrency : kConcurrencies) {
     json modes = json::object();
-    for (const Mode& mode : kModes) modes[mode.key] = CellJson(cells.at({concurrency, mode.key}));
+    for (const Mode& mode : kModes) {
+      if (!mode.RunsAt(concurrency)) continue;
+      modes[mode.key] = CellJson(cells.at({concurrency, mode.key}));
+    }
     concurrencies[absl::StrCat(concurrency)] = std::move(modes);
-    ratios[absl::StrCat(concurrency)] = RatioJson(cells, concurrency);
+    ratios[absl::StrCat(concurrency)] = RatioJson(cells, concurrency, "deterministic");
+    portable[absl::StrCat(concurrency)] = RatioJson(cells, concurrency, "portable");
   }
   for (const Mode& mode : kModes) {
+    if (mode.mixed()) {
+      mixed[absl::StrCat(mode.percent)] = RatioJson(cells, 64, mode.key);
+      continue;
+    }
     const Cell& one = cells.at({1, mode.key});
     scaling[mode.key] = cells.at({16, mode.key}).tokens_per_s() / one.tokens_per_s();
     shares[mode.key] = cells.at({64, mode.key}).steps.scheduler_and_front_end_share();
@@ -183,6 +205,8 @@ json Report(const Options& options, const Cells& cells, const v1::GetModelInfoRe
             {"output_tokens", options.output_tokens}}},
           {"concurrency", std::move(concurrencies)},
           {"ratio_deterministic_over_fastest_throughput", std::move(ratios)},
+          {"ratio_portable_over_fastest_throughput", std::move(portable)},
+          {"ratio_mixed_over_fastest_throughput_at_64", std::move(mixed)},
           {"tokens_per_s_16_over_1", std::move(scaling)},
           {"scheduler_and_front_end_share_at_64", std::move(shares)},
           {"batch_1_decode", std::move(decode)},
@@ -195,18 +219,32 @@ void PrintTable(const Cells& cells, const json& report) {
   for (const Mode& mode : kModes) {
     std::printf("%-20s", mode.key.c_str());
     for (int64_t c : kConcurrencies) {
-      std::printf(c == 1 ? "%7.1f" : "%12.1f", cells.at({c, mode.key}).tokens_per_s());
+      const int width = c == 1 ? 7 : 12;
+      if (mode.RunsAt(c)) {
+        std::printf("%*.1f", width, cells.at({c, mode.key}).tokens_per_s());
+      } else {
+        std::printf("%*s", width, "");
+      }
     }
     std::printf("\n");
   }
-  std::printf("%-20s", "det / fastest");
-  for (int64_t c : kConcurrencies) {
-    const double ratio =
-        report["ratio_deterministic_over_fastest_throughput"][absl::StrCat(c)]["ratio"];
-    std::printf(c == 1 ? "%7.2f" : "%12.2f", ratio);
+  for (const auto& [label, key] :
+       {std::pair{"det / fastest", "ratio_deterministic_over_fastest_throughput"},
+        std::pair{"portable / fastest", "ratio_portable_over_fastest_throughput"}}) {
+    std::printf("%-20s", label);
+    for (int64_t c : kConcurrencies) {
+      const double ratio = report[key][absl::StrCat(c)]["ratio"];
+      std::printf(c == 1 ? "%7.2f" : "%12.2f", ratio);
+    }
+    std::printf("\n");
   }
-  std::printf("\n\n");
+  for (const auto& [percent, ratio] : report["ratio_mixed_over_fastest_throughput_at_64"].items()) {
+    std::printf("%s %% deterministic of 64 streams: %.2f of the fastest throughput\n",
+                percent.c_str(), ratio["ratio"].get<double>());
+  }
+  std::printf("\n");
   for (const Mode& mode : kModes) {
+    if (mode.mixed()) continue;
     std::printf(
         "%-20s 16 over 1: %.2f   scheduler and front end at 64: %.1f %%   batch 1: %.0f %% "
         "of %.1f GB/s\n",
@@ -239,6 +277,7 @@ absl::StatusOr<int> Run(const Options& options) {
   Options warm = options;
   warm.output_tokens = 8;
   for (const Mode& mode : kModes) {
+    if (mode.mixed()) continue;
     for (int64_t concurrency : {1, 16, 64}) {
       Cell ignored;
       if (absl::Status status = RunCell(warm, mode, concurrency, model->vocab_size(), options.seed,
@@ -253,6 +292,7 @@ absl::StatusOr<int> Run(const Options& options) {
     for (int64_t concurrency : kConcurrencies) {
       for (size_t turn = 0; turn < kModes.size(); ++turn) {
         const Mode& mode = kModes[(turn + static_cast<size_t>(block)) % kModes.size()];
+        if (!mode.RunsAt(concurrency)) continue;
         Cell& cell = cells[{concurrency, mode.key}];
         const uint64_t seed = options.seed * 1000 + static_cast<uint64_t>(block);
         if (absl::Status status = RunCell(options, mode, concurrency, model->vocab_size(), seed,
@@ -279,9 +319,11 @@ absl::StatusOr<int> Run(const Options& options) {
 
 int RunServingBench(int argc, char** argv) {
   Options options;
-  flags::FlagSet flags("verbatim lab serving-bench --model FILE [flags]",
-                       "Measures output tokens per second through gRPC at 1, 4, 16 and 64 streams "
-                       "in throughput mode (float32 and bfloat16) and in deterministic mode.");
+  flags::FlagSet flags(
+      "verbatim lab serving-bench --model FILE [flags]",
+      "Measures output tokens per second through gRPC at 1, 4, 16 and 64 streams "
+      "in throughput mode (float32 and bfloat16), deterministic (pinned), portable, and at 64 "
+      "streams of which 5, 10 and 50 % are deterministic.");
   flags.Add("model", &options.model, "checkpoint to serve; required");
   flags.Add("output", &options.output, "JSON file to write");
   flags.Add("blocks", &options.blocks, "how often the modes take turns");
