@@ -26,9 +26,9 @@ namespace {
 // One panel at a time: it streams from memory at full speed where several panels side by side do
 // not.
 static_assert(kMaxBf16DirectRows <= kBf16TileRows);
-static_assert(kBf16TileRows == 12);  // 24 accumulators of 32 registers
-constexpr int kBlockRows = 96;       // share one reading of a chunk
-constexpr int kLevels = 3;           // pending shard sums of one output
+static_assert(kBf16TileRows <= 12 && kBf16TileRows % 4 == 0);  // 24 accumulators of 32 registers
+constexpr int kBlockRows = 96;                                 // share one reading of a chunk
+constexpr int kLevels = 3;                                     // pending shard sums of one output
 
 // A decoded chunk of one panel: bf16 pairs, and the scales of its groups.
 struct DecodedChunk {

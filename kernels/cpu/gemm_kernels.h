@@ -1,4 +1,7 @@
 // The doors to the matrix kernels of each instruction set; kernels/cpu/gemm.h is the public one.
+//
+// VERBATIM_FEW_KERNELS (sanitizer builds): the same code with smaller tiles, since sanitizers take
+// minutes over every unrolled one. Bits do not depend on it.
 #pragma once
 
 #include <cstddef>
@@ -42,8 +45,13 @@ struct PanelRun {
   const int8_t* shard_joins = nullptr;
 };
 
+#if defined(VERBATIM_FEW_KERNELS)
+constexpr int kMaxBf16DirectRows = 2;
+constexpr int kBf16TileRows = 4;
+#else
 constexpr int kMaxBf16DirectRows = 6;
 constexpr int kBf16TileRows = 12;
+#endif
 
 // The rows of tile `tile` where `tokens` rows are spread evenly over Bf16Tiles(tokens) tiles.
 struct Bf16Tile {
