@@ -3,12 +3,11 @@
 
 #include <unistd.h>
 
-#include <cmath>
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
 
-#include "absl/strings/str_split.h"
 #include "client/client_test_support.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -130,8 +129,8 @@ TEST_F(BenchTest, KeepsToItsConcurrency) {
 }
 
 TEST_F(BenchTest, SendsExactlyTheDeterministicShare) {
-  const CommandOutput output =
-      Bench({"--deterministic-fraction=0.3", "--determinism=portable", "--save-result"});
+  const CommandOutput output = Bench({"--deterministic-fraction=0.3", "--determinism=portable",
+                                      "--save-result", "--save-detailed"});
   ASSERT_EQ(output.exit_status, 0) << output.err;
   std::map<v1::Determinism, int> sent;
   for (const auto& request : server_.service().requests()) ++sent[request.determinism()];
@@ -139,6 +138,9 @@ TEST_F(BenchTest, SendsExactlyTheDeterministicShare) {
   EXPECT_EQ(sent[v1::DETERMINISM_THROUGHPUT], 14);
   const json report = Report();
   EXPECT_EQ(report["deterministic_fraction"], 0.3);
+  const std::vector<std::string> policies = report["request_policies"];
+  EXPECT_FALSE(std::is_sorted(policies.begin(), policies.end()));  // mixed, not one after the other
+  EXPECT_FALSE(std::is_sorted(policies.rbegin(), policies.rend()));
   const json& portable = report["policies"]["portable"];
   EXPECT_EQ(portable["requests"], 6);
   EXPECT_EQ(portable["total_output_tokens"], 24);

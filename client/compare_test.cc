@@ -92,16 +92,22 @@ TEST_F(CompareTest, ABrokenPromiseIsAFinding) {
   EXPECT_FALSE(Report()["deterministic_promise_kept"]);
 }
 
-TEST_F(CompareTest, HashesMayMoveWithoutTheText) {
-  server_.service().throughput_moves = true;
+TEST_F(CompareTest, MovedBitsCountWithoutAMovedText) {
   // Three tokens are too few for the texts to split.
-  const CommandOutput output =
-      RunCaptured(RunCompare, {"x", "--target=" + server_.target(), "--repeats=4", "--max-tokens=3",
-                               "--background-rate=0", "--num-warmups=0"});
-  EXPECT_EQ(output.exit_status, 0) << output.err;
-  EXPECT_THAT(output.out,
-              HasSubstr("the logit bits moved (2 different hashes), but every text is"));
-  EXPECT_THAT(output.out, Not(HasSubstr("split at")));
+  const std::vector<std::string> arguments = {"x",
+                                              "--target=" + server_.target(),
+                                              "--repeats=4",
+                                              "--max-tokens=3",
+                                              "--background-rate=0",
+                                              "--num-warmups=0"};
+  server_.service().throughput_moves = true;
+  const CommandOutput weak = RunCaptured(RunCompare, arguments);
+  EXPECT_EQ(weak.exit_status, 0) << weak.err;
+  EXPECT_THAT(weak.out, HasSubstr("the logit bits moved (2 different hashes), but every text is"));
+  EXPECT_THAT(weak.out, Not(HasSubstr("split at")));
+
+  server_.service().strong_moves = true;
+  EXPECT_EQ(RunCaptured(RunCompare, arguments).exit_status, 1);
 }
 
 TEST_F(CompareTest, FailuresAndMissingHashesProveNothing) {
