@@ -69,13 +69,13 @@ absl::StatusOr<std::unique_ptr<LocalVerifier>> LocalVerifier::Create(
     longest = std::max(longest, TokensOf(parsed.receipt));
   }
   if (const int64_t context = verifier->checkpoint_->config().max_position; longest > context) {
-    return absl::InvalidArgumentError(
+    return absl::FailedPreconditionError(
         absl::StrCat("receipt: its ", longest, " tokens exceed the model's context of ", context));
   }
   engine::EngineConfig config;
   config.scheduler.max_model_len = longest;
   config.scheduler.max_num_batched_tokens = std::min<int64_t>(longest, 512);
-  config.scheduler.max_num_seqs = config.scheduler.max_num_batched_tokens;
+  config.scheduler.max_num_seqs = std::min<int64_t>(longest, 64);  // logit rows of a slice
   config.scheduler.num_pages = 1 + longest / config.scheduler.page_tokens;
   const std::string bf16(kernels::InfoOf(kernels::DType::kBF16).name);
   if (absl::EndsWith(receipts.at(0).receipt.numerics_id, absl::StrCat("/kv-", bf16))) {

@@ -26,8 +26,8 @@ struct LocalOptions {
 class LocalVerifier {
  public:
   // Loads the model, and makes an engine that holds the longest of `receipts` and keeps keys and
-  // values as the first one's numerics id says. Errors of the model file, and INVALID_ARGUMENT for
-  // a receipt longer than the model's context.
+  // values as the first one's numerics id says. Errors of the model file, and FAILED_PRECONDITION
+  // for a receipt longer than the model's context.
   static absl::StatusOr<std::unique_ptr<LocalVerifier>> Create(
       const LocalOptions& options, const std::vector<receipt::Parsed>& receipts);
 
