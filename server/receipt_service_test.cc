@@ -189,7 +189,7 @@ v1::GenerateRequest SampledRequest(uint32_t seed, int prompt, int64_t max_tokens
   return request;
 }
 
-// Logit bias and rows as a forger would leave them: nothing contradicts anything.
+// Rows and chain as a forger would leave them: nothing contradicts anything.
 receipt::Receipt Consistent(receipt::Receipt receipt) {
   engine::LogitsHash chain;
   for (const auto& row : receipt.row_fingerprints) chain.Add(row);
@@ -292,7 +292,13 @@ TEST(ReceiptServiceTest, AForgedReceiptIsRefusedWithWhatDiffers) {
     EXPECT_EQ(response.checks().rbegin()->outcome(), v1::CHECK_OUTCOME_FAILED);
     EXPECT_EQ(node.Info().steps().tokens() == before, forgery.before_any_work) << forgery.field;
   }
+  // Whose arithmetic differs, the other policy's receipt is another.
   receipt::Receipt forged = receipt;
+  forged.policy = "pinned";
+  const bool same_arithmetic =
+      node.context.engine->SupportOf(kernels::Policy::kPinned).numerics_id == receipt.numerics_id;
+  EXPECT_EQ(node.Verify(forged).mismatch_field(), same_arithmetic ? "" : "numerics_id");
+  forged = receipt;
   forged.logits_sha256[0] ^= 1;
   EXPECT_EQ(node.Verify(forged).mismatch_field(), "logits_sha256");
   forged = receipt;

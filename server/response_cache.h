@@ -1,6 +1,7 @@
 // Whole answers of requests that are pure functions, kept for equal requests to come.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <list>
@@ -48,11 +49,14 @@ class ResponseCache {
 
   explicit ResponseCache(int64_t capacity_bytes) { stats_.capacity_bytes = capacity_bytes; }
 
+  // Also the most that one hit can make a slow reader's queue hold.
+  static constexpr int64_t kMaxAnswerBytes = 16 << 20;
+
   // Null when there is none. Counts a hit or a miss.
   std::shared_ptr<const CachedAnswer> Find(const ResponseKey& key);
-  // Larger answers than half the capacity are not kept. An answer already there stays.
+  // Answers larger than max_answer_bytes() are not kept. One already there stays.
   void Insert(const ResponseKey& key, std::shared_ptr<const CachedAnswer> answer);
-  int64_t max_answer_bytes() const { return stats_.capacity_bytes / 2; }
+  int64_t max_answer_bytes() const { return std::min(stats_.capacity_bytes / 2, kMaxAnswerBytes); }
   Stats stats() const;
 
  private:
