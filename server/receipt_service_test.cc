@@ -1,11 +1,9 @@
-// Tests of receipts, verification and the response cache over in-process channels, on a small real
-// model.
+// Tests of receipts and their verification over in-process channels, on a small real model.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <functional>
-#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -13,181 +11,15 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "engine/engine_test_support.h"
 #include "engine/logits_hash.h"
-#include "grpcpp/client_context.h"
-#include "model/chat_template.h"
-#include "receipt/receipt_message.h"
 #include "receipt/receipt_test_support.h"
-#include "server/generation_service.h"
-#include "server/grpc_server.h"
-#include "server/write_thread.h"
+#include "server/receipt_test_node.h"
 
 namespace verbatim::server {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
-
-struct Answer {
-  v1::Accepted accepted;
-  std::vector<v1::GenerateResponse> prompt_logprobs;
-  struct Sample {
-    std::string text;
-    std::vector<int32_t> tokens;
-    std::vector<std::string> logprobs;  // serialised
-    v1::Finished finished;
-  };
-  std::vector<Sample> samples;
-  v1::Usage usage;
-  grpc::Status status;
-
-  receipt::Receipt Receipt(size_t index = 0) const {
-    auto receipt = receipt::FromMessage(samples.at(index).finished.receipt());
-    EXPECT_TRUE(receipt.ok()) << receipt.status();
-    return receipt.ok() ? *receipt : receipt::Receipt();
-  }
-};
-
-struct NodeOptions {
-  engine::EngineConfig config = engine::TinyConfig();
-  int threads = 2;
-  std::optional<kernels::cpu::Isa> isa;
-  std::optional<receipt::SigningKey> key;
-  int64_t response_cache_bytes = 0;
-};
-
-// One server with an engine of its own.
-class Node {
- public:
-  explicit Node(NodeOptions options = {}) {
-    const engine::TestModel& model = engine::TinyModel();
-    engine_ = engine::StartEngine(options.config, options.threads, options.isa);
-    issuer_ = std::make_unique<ReceiptIssuer>(
-        ReceiptIdentity{"test", "tiny", model.checkpoint->WeightsFingerprint(),
-                        std::string(model.tokenizer->fingerprint())},
-        std::move(options.key));
-    context.engine = engine_.get();
-    context.tokenizer = model.tokenizer.get();
-    context.chat_template = &chat_template_;
-    context.text_workers = &workers_;
-    context.write_thread = &write_thread_;
-    context.receipts = issuer_.get();
-    if (options.response_cache_bytes > 0) {
-      cache_ = std::make_unique<ResponseCache>(options.response_cache_bytes);
-      context.response_cache = cache_.get();
-    }
-    context.limits.vocab_size = model.checkpoint->config().vocab_size;
-    context.limits.max_model_len = options.config.scheduler.max_model_len;
-    context.start_time = absl::Now();
-    service_ = std::make_unique<GenerationService>(&context);
-    server_ = *GrpcServer::Start({.host = ""}, service_.get());
-    stub_ = v1::VerbatimService::NewStub(server_->InProcessChannel());
-  }
-
-  Answer Generate(const v1::GenerateRequest& request) {
-    grpc::ClientContext call;
-    auto reader = stub_->Generate(&call, request);
-    Answer answer;
-    v1::GenerateResponse message;
-    const auto at = [&](int index) -> Answer::Sample& {
-      if (answer.samples.size() <= static_cast<size_t>(index)) answer.samples.resize(index + 1);
-      return answer.samples[index];
-    };
-    while (reader->Read(&message)) {
-      if (message.has_accepted()) answer.accepted = message.accepted();
-      if (message.has_prompt_logprobs()) answer.prompt_logprobs.push_back(message);
-      if (message.has_delta()) {
-        Answer::Sample& sample = at(message.delta().index());
-        sample.text += message.delta().text();
-        for (int32_t token : message.delta().token_ids()) sample.tokens.push_back(token);
-        for (const auto& position : message.delta().logprobs()) {
-          sample.logprobs.push_back(position.SerializeAsString());
-        }
-      }
-      if (message.has_finished()) at(message.finished().index()).finished = message.finished();
-      if (message.has_usage()) answer.usage = message.usage();
-    }
-    answer.status = reader->Finish();
-    return answer;
-  }
-
-  grpc::Status Verify(const v1::VerifyReceiptRequest& request,
-                      v1::VerifyReceiptResponse* response) {
-    grpc::ClientContext call;
-    return stub_->VerifyReceipt(&call, request, response);
-  }
-  v1::VerifyReceiptResponse Verify(const receipt::Receipt& receipt) {
-    v1::VerifyReceiptRequest request;
-    *request.mutable_receipt() = receipt::ToMessage(receipt);
-    v1::VerifyReceiptResponse response;
-    const grpc::Status status = Verify(request, &response);
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    return response;
-  }
-  v1::VerifyReceiptResponse VerifyJson(const std::string& json) {
-    v1::VerifyReceiptRequest request;
-    request.set_canonical_json(json);
-    v1::VerifyReceiptResponse response;
-    const grpc::Status status = Verify(request, &response);
-    EXPECT_TRUE(status.ok()) << status.error_message();
-    return response;
-  }
-  grpc::Status ErrorOf(const std::string& json) {
-    v1::VerifyReceiptRequest request;
-    request.set_canonical_json(json);
-    v1::VerifyReceiptResponse response;
-    return Verify(request, &response);
-  }
-  v1::GetServerInfoResponse Info() {
-    grpc::ClientContext call;
-    v1::GetServerInfoResponse info;
-    EXPECT_TRUE(stub_->GetServerInfo(&call, {}, &info).ok());
-    return info;
-  }
-
-  ServiceContext context;
-
- private:
-  model::ChatTemplate chat_template_;
-  TextWorkers workers_{1, 64};
-  WriteThread write_thread_;
-  std::unique_ptr<ReceiptIssuer> issuer_;
-  std::unique_ptr<ResponseCache> cache_;
-  std::unique_ptr<engine::Engine> engine_;
-  std::unique_ptr<GenerationService> service_;
-  std::unique_ptr<GrpcServer> server_;
-  std::unique_ptr<v1::VerbatimService::Stub> stub_;
-};
-
-v1::GenerateRequest GreedyRequest(uint32_t seed, int prompt, int64_t max_tokens) {
-  v1::GenerateRequest request;
-  for (int32_t id : engine::RandomPrompt(seed, prompt)) request.mutable_token_ids()->add_ids(id);
-  request.set_determinism(v1::DETERMINISM_PORTABLE);
-  request.set_return_receipt(true);
-  request.mutable_sampling()->set_temperature(0);
-  request.mutable_sampling()->set_ignore_eos(true);
-  request.mutable_sampling()->set_max_tokens(max_tokens);
-  return request;
-}
-
-v1::GenerateRequest SampledRequest(uint32_t seed, int prompt, int64_t max_tokens) {
-  v1::GenerateRequest request = GreedyRequest(seed, prompt, max_tokens);
-  v1::SamplingParams& s = *request.mutable_sampling();
-  s.set_temperature(0.8f);
-  s.set_top_p(0.9f);
-  s.set_top_k(50);
-  s.set_repetition_penalty(1.1f);
-  s.set_frequency_penalty(0.2f);
-  s.set_seed(99);
-  (*s.mutable_logit_bias())[30] = 1.5f;
-  (*s.mutable_logit_bias())[12] = -3.0f;
-  s.add_stop("zzzz");
-  s.add_stop_token_ids(5);
-  s.set_min_tokens(3);
-  return request;
-}
 
 // Rows and chain as a forger would leave them: nothing contradicts anything.
 receipt::Receipt Consistent(receipt::Receipt receipt) {
@@ -370,6 +202,12 @@ TEST(ReceiptServiceTest, WhatCannotBeDoneIsRefusedWithTheReason) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(status.error_message(), HasSubstr("510 tokens exceed max_model_len 384"));
 
+  status = node.ErrorOf(std::string(600'000, ' ') + json);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("one that fits max_model_len 384 has at most"));
+  const grpc::Status padded = node.ErrorOf(std::string(500'000, ' ') + json);
+  EXPECT_TRUE(padded.ok()) << padded.error_message();
+
   node.context.receipts = nullptr;
   node.context.limits.receipts = false;
   answer = node.Generate(GreedyRequest(5, 10, 4));
@@ -421,121 +259,6 @@ TEST(ReceiptServiceTest, VerdictsDoNotDependOnTheLoad) {
   }
   stop = true;
   for (std::thread& thread : load) thread.join();
-}
-
-// All that the caller sees of the computation.
-std::string Content(const Answer& answer) {
-  std::string content = absl::StrCat(answer.accepted.seed(), "\n");
-  for (const auto& message : answer.prompt_logprobs) content += message.SerializeAsString();
-  for (const Answer::Sample& sample : answer.samples) {
-    absl::StrAppend(&content, sample.text, "\n", sample.tokens.size(), "\n");
-    for (int32_t token : sample.tokens) absl::StrAppend(&content, token, ",");
-    for (const std::string& logprob : sample.logprobs) absl::StrAppend(&content, logprob, ";");
-    v1::Finished finished = sample.finished;
-    finished.clear_receipt();
-    content += finished.SerializeAsString();
-    if (sample.finished.has_receipt()) {
-      content += receipt::ToCanonicalJson(*receipt::FromMessage(sample.finished.receipt()));
-    }
-  }
-  return content;
-}
-
-TEST(ReceiptServiceTest, AHitOfTheResponseCacheIsTheSameAnswer) {
-  NodeOptions options;
-  options.response_cache_bytes = 1 << 20;
-  Node node(std::move(options));
-  v1::GenerateRequest request = SampledRequest(8, 40, 30);
-  request.mutable_sampling()->set_n(2);
-  request.mutable_sampling()->set_logprobs(3);
-  request.mutable_sampling()->set_prompt_logprobs(2);
-  const Answer first = node.Generate(request);
-  ASSERT_TRUE(first.status.ok()) << first.status.error_message();
-  EXPECT_FALSE(first.usage.response_cache_hit());
-  const int64_t computed = node.Info().steps().tokens();
-  request.set_request_id("another");
-  const Answer second = node.Generate(request);
-  EXPECT_TRUE(second.usage.response_cache_hit());
-  EXPECT_EQ(second.accepted.request_id(), "another");
-  EXPECT_EQ(Content(second), Content(first));
-  EXPECT_EQ(second.usage.output_tokens(), first.usage.output_tokens());
-  EXPECT_EQ(node.Info().steps().tokens(), computed);
-  EXPECT_TRUE(node.Verify(second.Receipt(1)).verified());
-  EXPECT_GT(node.Info().steps().tokens(), computed) << "a verification computes";
-
-  // Without a receipt the same answer serves, but carries none.
-  request.set_return_receipt(false);
-  const Answer third = node.Generate(request);
-  EXPECT_TRUE(third.usage.response_cache_hit());
-  EXPECT_FALSE(third.samples[0].finished.has_receipt());
-  EXPECT_EQ(third.samples[1].text, first.samples[1].text);
-  EXPECT_EQ(node.Info().response_cache().hits(), 2);
-  EXPECT_EQ(node.Info().response_cache().misses(), 1);
-  EXPECT_EQ(node.Info().response_cache().entries(), 1);
-}
-
-TEST(ReceiptServiceTest, WhatDiffersIsAnotherEntry) {
-  NodeOptions options;
-  options.response_cache_bytes = 1 << 20;
-  Node node(std::move(options));
-  const v1::GenerateRequest request = SampledRequest(9, 20, 6);
-  const std::vector<std::function<void(v1::GenerateRequest&)>> changes = {
-      [](auto& r) { r.set_cache_salt("mine"); },
-      [](auto& r) { r.set_determinism(v1::DETERMINISM_PINNED); },
-      [](auto& r) { r.mutable_token_ids()->set_ids(3, r.token_ids().ids(3) ^ 1); },
-      [](auto& r) { r.mutable_sampling()->set_temperature(0.9f); },
-      [](auto& r) { r.mutable_sampling()->set_top_k(2); },
-      [](auto& r) { r.mutable_sampling()->set_top_p(0.5f); },
-      [](auto& r) { r.mutable_sampling()->set_min_p(0.5f); },
-      [](auto& r) { r.mutable_sampling()->set_presence_penalty(0.5f); },
-      [](auto& r) { r.mutable_sampling()->set_frequency_penalty(0.5f); },
-      [](auto& r) { r.mutable_sampling()->set_repetition_penalty(1.5f); },
-      [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[31] = 1.5f; },
-      [](auto& r) { r.mutable_sampling()->set_seed(100); },
-      [](auto& r) { r.mutable_sampling()->set_n(2); },
-      [](auto& r) { r.mutable_sampling()->add_stop("y"); },
-      [](auto& r) { r.mutable_sampling()->add_stop_token_ids(6); },
-      [](auto& r) { r.mutable_sampling()->set_ignore_eos(false); },
-      [](auto& r) { r.mutable_sampling()->set_max_tokens(7); },
-      [](auto& r) { r.mutable_sampling()->set_min_tokens(4); },
-      [](auto& r) { r.mutable_sampling()->set_logprobs(0); },
-      [](auto& r) { r.mutable_sampling()->set_prompt_logprobs(0); },
-      [](auto& r) { r.mutable_sampling()->set_skip_special_tokens(false); },
-      [](auto& r) { r.mutable_sampling()->set_include_stop_str_in_output(true); },
-  };
-  ASSERT_TRUE(node.Generate(request).status.ok());
-  for (size_t i = 0; i < changes.size(); ++i) {
-    v1::GenerateRequest changed = request;
-    changes[i](changed);
-    const Answer first = node.Generate(changed);
-    ASSERT_TRUE(first.status.ok()) << first.status.error_message();
-    EXPECT_FALSE(first.usage.response_cache_hit()) << i;
-    EXPECT_TRUE(node.Generate(changed).usage.response_cache_hit()) << i;
-  }
-  EXPECT_TRUE(node.Generate(request).usage.response_cache_hit());
-}
-
-TEST(ReceiptServiceTest, OnlyPureFunctionsAreKept) {
-  NodeOptions options;
-  options.response_cache_bytes = 1 << 20;
-  Node node(std::move(options));
-  const auto hits_when_repeated = [&](const std::function<void(v1::GenerateRequest&)>& change) {
-    v1::GenerateRequest request = SampledRequest(10, 20, 4);
-    change(request);
-    EXPECT_TRUE(node.Generate(request).status.ok());
-    return node.Generate(request).usage.response_cache_hit();
-  };
-  EXPECT_TRUE(hits_when_repeated([](auto&) {}));
-  EXPECT_FALSE(hits_when_repeated([](auto& r) { r.mutable_sampling()->clear_seed(); }));
-  EXPECT_TRUE(hits_when_repeated([](auto& r) {
-    r.mutable_sampling()->clear_seed();
-    r.mutable_sampling()->set_temperature(0);
-  }));
-  EXPECT_FALSE(hits_when_repeated([](auto& r) { r.set_disable_prefix_cache(true); }));
-  EXPECT_FALSE(hits_when_repeated([](auto& r) {
-    r.set_determinism(v1::DETERMINISM_THROUGHPUT);
-    r.set_return_receipt(false);
-  }));
 }
 
 }  // namespace

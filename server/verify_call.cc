@@ -13,6 +13,16 @@
 #include "server/receipt_check.h"
 
 namespace verbatim::server {
+namespace {
+
+// No receipt that fits the context is larger, even with each of its numbers on an indented line:
+// a token takes two of them, and sampling parameters at their bounds, escaped, 500 KiB. What is
+// larger need not wait in memory to be read.
+int64_t MaxRequestBytes(const ServiceContext& service) {
+  return (int64_t{1} << 19) + 128 * service.limits.max_model_len;
+}
+
+}  // namespace
 
 grpc::ServerUnaryReactor* VerifyCall::Start(ServiceContext* service,
                                             grpc::CallbackServerContext* context,
@@ -31,6 +41,12 @@ void VerifyCall::Begin(const grpc::ByteBuffer& request) {
   if (service_->receipts == nullptr) {
     return Finish(ToGrpcStatus(
         absl::FailedPreconditionError("receipts are turned off on this server (--no-receipts)")));
+  }
+  const int64_t size = static_cast<int64_t>(request.Length());
+  if (const int64_t most = MaxRequestBytes(*service_); size > most) {
+    return Finish(ToGrpcStatus(absl::FailedPreconditionError(
+        absl::StrCat("receipt: ", size, " bytes; one that fits max_model_len ",
+                     service_->limits.max_model_len, " has at most ", most))));
   }
   const std::string bytes = BytesOf(request);
   auto message = std::make_shared<v1::VerifyReceiptRequest>();
