@@ -35,7 +35,7 @@ class Sink final : public ResponseSink {
   void OnPromptLogprobs(std::vector<PositionLogprobs>) override {}
   void OnDelta(DeltaEvent) override {}
   void OnFinished(FinishedEvent event) override { finished = std::move(event); }
-  void OnVerified(VerificationEvent event) override { verified = std::move(event); }
+  void OnVerified(const VerificationEvent& event) override { verified = event; }
   void OnDone(absl::Status status, UsageEvent used) override {
     std::lock_guard lock(mutex_);
     seconds = absl::ToDoubleSeconds(used.total_time);

@@ -489,9 +489,9 @@ void EngineImpl::TakeSampledRow(SampleState& sample, const kernels::SampledRow& 
 void EngineImpl::TakeClaimRow(SampleState& sample, const kernels::SampledRow& sampled) {
   RequestState& request = sample.request();
   request.first_token = std::min(request.first_token, absl::Now());
-  std::optional<VerificationEvent> verified = request.verification->Take(sampled, sample);
+  const std::optional<VerificationEvent> verified = request.verification->Take(sampled, sample);
   if (!verified.has_value()) return;
-  request.sink->OnVerified(*std::move(verified));
+  request.sink->OnVerified(*verified);
   EndRequest(request.id, absl::OkStatus());
 }
 

@@ -125,7 +125,7 @@ class ResponseSink {
   virtual void OnDelta(DeltaEvent event) = 0;
   virtual void OnFinished(FinishedEvent event) = 0;
   // The answer to a request with a claim, instead of deltas and OnFinished.
-  virtual void OnVerified(VerificationEvent) {}
+  virtual void OnVerified(const VerificationEvent&) {}
   // The one terminal call: OK with the usage, or why the request ended without completing
   // (CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, INTERNAL naming layer or position for a non-finite
   // value).

@@ -20,9 +20,9 @@ class VerifyingSink final : public ResponseSink {
   void OnPromptLogprobs(std::vector<PositionLogprobs>) override { ADD_FAILURE(); }
   void OnDelta(DeltaEvent) override { ADD_FAILURE() << "a verification generates nothing"; }
   void OnFinished(FinishedEvent) override { ADD_FAILURE(); }
-  void OnVerified(VerificationEvent event) override {
+  void OnVerified(const VerificationEvent& event) override {
     std::lock_guard lock(mu_);
-    verified = std::move(event);
+    verified = event;
   }
   void OnDone(absl::Status status, UsageEvent) override {
     std::lock_guard lock(mu_);

@@ -112,7 +112,7 @@ void VerifyCall::Answer() {
   Finish(grpc::Status::OK);
 }
 
-void VerifyCall::OnVerified(engine::VerificationEvent event) { verdict_ = std::move(event); }
+void VerifyCall::OnVerified(const engine::VerificationEvent& event) { verdict_ = event; }
 
 void VerifyCall::OnDone(absl::Status status, engine::UsageEvent usage) {
   if (status.ok() && !verdict_.has_value()) status = absl::InternalError("no verdict came");

@@ -34,7 +34,7 @@ class VerifyCall final : public grpc::ServerUnaryReactor,
   void OnPromptLogprobs(std::vector<engine::PositionLogprobs>) override {}
   void OnDelta(engine::DeltaEvent) override {}
   void OnFinished(engine::FinishedEvent) override {}
-  void OnVerified(engine::VerificationEvent event) override;
+  void OnVerified(const engine::VerificationEvent& event) override;
   void OnDone(absl::Status status, engine::UsageEvent usage) override;
 
  private:

@@ -21,7 +21,7 @@ class VerdictSink final : public engine::ResponseSink {
   void OnPromptLogprobs(std::vector<engine::PositionLogprobs>) override {}
   void OnDelta(engine::DeltaEvent) override {}
   void OnFinished(engine::FinishedEvent) override {}
-  void OnVerified(engine::VerificationEvent event) override { verdict = std::move(event); }
+  void OnVerified(const engine::VerificationEvent& event) override { verdict = event; }
   void OnDone(absl::Status status, engine::UsageEvent used) override {
     std::lock_guard lock(mutex_);
     usage = used;
