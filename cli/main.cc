@@ -7,6 +7,7 @@
 #include "client/generate_command.h"
 #include "lab/lab_command.h"
 #include "server/serve_command.h"
+#include "verify/verify_command.h"
 
 namespace {
 
@@ -19,6 +20,7 @@ struct Subcommand {
 constexpr Subcommand kSubcommands[] = {
     {"serve", "serve a model over gRPC", verbatim::server::RunServe},
     {"generate", "stream one prompt's answer to the terminal", verbatim::client::RunGenerate},
+    {"verify", "check the receipt of an answer", verbatim::verify::RunVerify},
     {"compare", "send one prompt many times in both modes and compare the answers",
      verbatim::client::RunCompare},
     {"bench", "measure a running server under load", verbatim::client::RunBench},

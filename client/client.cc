@@ -138,6 +138,26 @@ class GrpcClient : public Client {
     return Unary(&v1::VerbatimService::Stub::Detokenize, request);
   }
 
+  absl::StatusOr<v1::VerifyReceiptResponse> VerifyReceipt(
+      const v1::VerifyReceiptRequest& request, const std::function<bool()>& interrupted) override {
+    grpc::ClientContext context;
+    v1::VerifyReceiptResponse response;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::optional<grpc::Status> done;
+    stub_->async()->VerifyReceipt(&context, &request, &response, [&](grpc::Status status) {
+      const std::lock_guard lock(mutex);
+      done = std::move(status);
+      changed.notify_one();
+    });
+    std::unique_lock lock(mutex);
+    while (!changed.wait_for(lock, kPollInterval, [&] { return done.has_value(); })) {
+      if (interrupted && interrupted()) context.TryCancel();
+    }
+    if (!done->ok()) return FromGrpc(*done);
+    return response;
+  }
+
   std::shared_ptr<Call> Start(const v1::GenerateRequest& request, TimePoint scheduled,
                               OnResponse on_response, OnDone on_done,
                               absl::Duration deadline) override {

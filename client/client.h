@@ -82,6 +82,11 @@ class Client {
   virtual absl::StatusOr<v1::DetokenizeResponse> Detokenize(
       const v1::DetokenizeRequest& request) = 0;
 
+  // Waits as long as it takes, until `interrupted` (may be empty) says so.
+  virtual absl::StatusOr<v1::VerifyReceiptResponse> VerifyReceipt(
+      const v1::VerifyReceiptRequest& request,
+      const std::function<bool()>& interrupted = nullptr) = 0;
+
   // Starts a call and returns at once. `on_response` (may be empty) sees every message, `on_done`
   // the record, both on a thread of gRPC; they must not block for long. `deadline` counts from now.
   virtual std::shared_ptr<Call> Start(const v1::GenerateRequest& request, TimePoint scheduled,

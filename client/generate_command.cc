@@ -2,15 +2,18 @@
 #include "client/generate_command.h"
 
 #include <cstdio>
+#include <fstream>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "client/client.h"
 #include "client/command.h"
 #include "client/interrupt.h"
 #include "client/prompt_flags.h"
 #include "client/sampling_flags.h"
 #include "flags/flag_set.h"
+#include "receipt/receipt_message.h"
 
 namespace verbatim::client {
 namespace {
@@ -23,7 +26,7 @@ struct Options {
   ConnectionFlags connection;
   PromptFlags prompt;
   bool show_stats = false, disable_prefix_cache = false;
-  std::string cache_salt, request_id;
+  std::string cache_salt, request_id, receipt;
   std::optional<int64_t> n;
   v1::Determinism determinism = v1::DETERMINISM_UNSPECIFIED;
   SamplingFlags sampling;
@@ -45,6 +48,9 @@ flags::FlagSet Options::Flags() {
   flags.Add("cache-salt", &cache_salt, "prefix-cache pages are shared only between equal salts");
   flags.Add("disable-prefix-cache", &disable_prefix_cache, "compute every position of the prompt");
   flags.Add("request-id", &request_id, "name of the request in the server's log");
+  flags.Add("receipt", &receipt,
+            "file for the answer's receipt, with --n one for each sample on a line of its own; "
+            "`verbatim verify` checks it");
   flags.Add("show-stats", &show_stats, "print hash, numerics id and timing to standard error");
   sampling.Register(&flags);
   return flags;
@@ -77,10 +83,31 @@ void PrintStats(const CallRecord& record) {
                static_cast<long long>(record.usage->prompt_tokens()),
                static_cast<long long>(record.usage->cached_prompt_tokens()),
                static_cast<long long>(record.usage->output_tokens()));
+  if (record.usage->response_cache_hit()) {
+    std::fprintf(stderr, "cache        the whole answer came from the response cache\n");
+  }
   const double seconds = record.end_to_end_latency();
   std::fprintf(stderr, "time         %.0f ms to first token, %.0f ms in all, %.1f tokens/s\n",
                1e3 * record.time_to_first_token().value_or(0), 1e3 * seconds,
                static_cast<double>(record.output_tokens()) / seconds);
+}
+
+// One receipt a line, in the order of the samples.
+absl::Status WriteReceipts(const std::string& path, const CallRecord& record) {
+  std::string text;
+  for (size_t i = 0; i < record.samples.size(); ++i) {
+    const auto& finished = record.samples[i].finished;
+    if (!finished.has_value() || !finished->has_receipt()) {
+      return absl::InternalError(absl::StrCat("--receipt: the server sent none for sample ", i));
+    }
+    const auto receipt = receipt::FromMessage(finished->receipt());
+    if (!receipt.ok()) return receipt.status();
+    absl::StrAppend(&text, receipt::ToCanonicalJson(*receipt), "\n");
+  }
+  std::ofstream file(path, std::ios::binary);  // may be /dev/stdout
+  file << text;
+  if (file.flush()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("--receipt: cannot write ", path));
 }
 
 absl::StatusOr<int> Options::Run() const {
@@ -96,6 +123,7 @@ absl::StatusOr<int> Options::Run() const {
   request.set_cache_salt(cache_salt);
   request.set_request_id(request_id);
   request.set_disable_prefix_cache(disable_prefix_cache);
+  request.set_return_receipt(!receipt.empty());
 
   const bool stream = n.value_or(1) == 1;
   const CallRecord record = (*client)->Generate(
@@ -117,6 +145,9 @@ absl::StatusOr<int> Options::Run() const {
   std::fflush(stdout);
   if (show_stats) PrintStats(record);
   if (!record.status.ok()) return record.status;
+  if (!receipt.empty()) {
+    if (absl::Status status = WriteReceipts(receipt, record); !status.ok()) return status;
+  }
   return 0;
 }
 

@@ -19,6 +19,7 @@
 #include "engine/request_state.h"
 #include "engine/step_runner.h"
 #include "engine/validation.h"
+#include "engine/verification.h"
 
 namespace verbatim::engine {
 namespace {
@@ -30,6 +31,15 @@ using scheduler::StepPlan;
 // Logit rows computed at once: enough for every decode row of a usual step, few enough that their
 // memory stays small.
 constexpr int64_t kMaxLogitRows = 64;
+
+// A cache salt that no request can bring: the pages of a verification stay its own, so that nobody
+// learns from a prefix-cache hit what others had verified.
+std::string PrivateSalt() {
+  std::random_device entropy;
+  std::string salt = "verification";
+  for (int i = 0; i < 4; ++i) absl::StrAppend(&salt, " ", absl::Hex(entropy()));
+  return salt;
+}
 
 absl::Duration ThreadCpuTime() {
   timespec now;
@@ -85,6 +95,7 @@ class EngineImpl final : public Engine {
   void Deliver(StepOutcome& outcome);
   void TakePromptRow(RequestState& request, RowOutcome& row);
   void TakeSampledRow(SampleState& sample, const kernels::SampledRow& sampled);
+  void TakeClaimRow(SampleState& sample, const kernels::SampledRow& sampled);
   void EndSample(RequestState& request, int32_t index);
   // Ends a request early: removes its sequences and makes the terminal call. `poisoned`: its pages
   // hold non-finite values.
@@ -224,10 +235,11 @@ absl::StatusOr<RequestId> EngineImpl::Submit(GenerationRequest request,
   auto state = std::make_unique<RequestState>();
   state->max_output_tokens = MaxOutputTokens(request, limits_);
   state->request = std::move(request);
+  if (state->request.claim != nullptr) state->request.cache_salt = PrivateSalt();
   state->sink = std::move(sink);
   state->arrival = absl::Now();
   const int64_t sequences = state->request.sampling.n;
-  const int64_t tokens = sequences * static_cast<int64_t>(state->request.prompt.size());
+  const int64_t tokens = sequences * state->num_input_tokens();
   RequestId id;
   {
     std::lock_guard lock(mu_);
@@ -327,23 +339,28 @@ void EngineImpl::StartRequest(std::unique_ptr<RequestState> request) {
 
 void EngineImpl::StartSamples(RequestState& request, int32_t count, absl::Time now) {
   for (int32_t i = 0; i < count; ++i) {
-    const int32_t index = request.next_sample++;
+    const AnswerClaim* claim = request.request.claim.get();
+    const int32_t next = request.next_sample++;
+    const int32_t index = claim == nullptr ? next : claim->sample_index;
     const SequenceId id = next_sequence_++;
-    absl::Status added =
-        scheduler_->Add({.id = id,
-                         .prompt = request.request.prompt,
-                         .max_new_tokens = request.max_output_tokens,
-                         .numerics_class = classes_.Of(request.request.policy),
-                         .cache_salt = request.request.cache_salt,
-                         .read_prefix_cache = request.request.read_prefix_cache &&
-                                              !(request.wants_prompt_logprobs() && index == 0)},
-                        now);
+    absl::Status added = scheduler_->Add(
+        {.id = id,
+         .prompt = request.InputTokens(),
+         .max_new_tokens = claim == nullptr ? request.max_output_tokens : 1,
+         .numerics_class = classes_.Of(request.request.policy),
+         .cache_salt = request.request.cache_salt,
+         .read_prefix_cache = request.request.read_prefix_cache && claim == nullptr &&
+                              !(request.wants_prompt_logprobs() && index == 0)},
+        now);
     if (!added.ok()) {
       EndRequest(request.id,
                  absl::InternalError(absl::StrCat("scheduler: ", std::string(added.message()))));
       return;
     }
     auto sample = std::make_unique<SampleState>(request, id, index, tokenizer_);
+    if (claim != nullptr) {
+      request.verification = std::make_unique<Verification>(request, tokenizer_);
+    }
     sequences_[id] = sample.get();
     request.samples[index] = std::move(sample);
   }
@@ -363,7 +380,7 @@ void EngineImpl::LeaveQueue(RequestState& request) {
   const int64_t sequences = request.request.sampling.n;
   std::lock_guard lock(mu_);
   queued_sequences_ -= sequences;
-  queued_tokens_ -= sequences * static_cast<int64_t>(request.request.prompt.size());
+  queued_tokens_ -= sequences * request.num_input_tokens();
 }
 
 void EngineImpl::NoteAdmissions(const StepPlan& plan, absl::Time now) {
@@ -420,6 +437,8 @@ void EngineImpl::Deliver(StepOutcome& outcome) {
                  absl::InternalError(
                      absl::StrCat("the logits at position ", row.position, " hold NaN or Inf")),
                  /*poisoned=*/true);
+    } else if (row.is_claim_row) {
+      TakeClaimRow(*it->second, row.sampled);
     } else if (!row.is_prompt_row && row.sampled.token < 0) {
       EndRequest(it->second->request().id,
                  absl::InvalidArgumentError("sampling: no token is left to draw: all are banned"));
@@ -465,6 +484,15 @@ void EngineImpl::TakeSampledRow(SampleState& sample, const kernels::SampledRow& 
   }
   request.sink->OnFinished(*std::move(finished));
   EndSample(request, index);
+}
+
+void EngineImpl::TakeClaimRow(SampleState& sample, const kernels::SampledRow& sampled) {
+  RequestState& request = sample.request();
+  request.first_token = std::min(request.first_token, absl::Now());
+  const std::optional<VerificationEvent> verified = request.verification->Take(sampled, sample);
+  if (!verified.has_value()) return;
+  request.sink->OnVerified(*verified);
+  EndRequest(request.id, absl::OkStatus());
 }
 
 void EngineImpl::EndSample(RequestState& request, int32_t index) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -116,15 +117,18 @@ inline EngineConfig TinyConfig() {
   return config;
 }
 
-inline std::unique_ptr<kernels::Backend> TinyBackend(int threads = 2) {
+inline std::unique_ptr<kernels::Backend> TinyBackend(
+    int threads = 2, std::optional<kernels::cpu::Isa> isa = std::nullopt) {
   kernels::cpu::CpuBackendOptions options;
   options.threads = threads;
+  options.isa = isa;
   return *kernels::cpu::CpuBackend::Create(options);
 }
 
-inline std::unique_ptr<Engine> StartEngine(const EngineConfig& config, int threads = 2) {
+inline std::unique_ptr<Engine> StartEngine(const EngineConfig& config, int threads = 2,
+                                           std::optional<kernels::cpu::Isa> isa = std::nullopt) {
   const TestModel& model = TinyModel();
-  return *Engine::Create(config, TinyBackend(threads), *model.checkpoint, *model.tokenizer);
+  return *Engine::Create(config, TinyBackend(threads, isa), *model.checkpoint, *model.tokenizer);
 }
 
 // Random prompt of `length` tokens above the special ones.

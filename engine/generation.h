@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "kernels/numerics/row_fingerprint.h"
 #include "kernels/ops/policy.h"
 #include "kernels/ops/sampling.h"
 
@@ -39,6 +40,17 @@ struct SamplingOptions {
   bool include_stop_str_in_output = false;
 };
 
+enum class FinishReason : uint8_t { kStop = 1, kLength = 2 };
+
+// What an earlier answer claims to be: one sample of the prompt and sampling options beside it.
+struct AnswerClaim {
+  int32_t sample_index = 0;
+  std::vector<int32_t> output;                 // at least one token
+  std::vector<numerics::RowFingerprint> rows;  // of the logits each output token was drawn from
+  FinishReason reason = FinishReason::kStop;
+  std::string stop_reason;
+};
+
 struct GenerationRequest {
   std::vector<int32_t> prompt;
   SamplingOptions sampling;
@@ -46,9 +58,12 @@ struct GenerationRequest {
   std::string cache_salt;
   bool read_prefix_cache = true;
   absl::Time deadline = absl::InfiniteFuture();
+  bool keep_record = false;  // FinishedEvent::record is filled
+  // Set: nothing is generated. One forward pass over prompt and claimed output recomputes the rows,
+  // tokens and end of the claim without reading the prefix cache; the answer is OnVerified. Needs a
+  // strong policy, n = 1, a seed and max_tokens.
+  std::shared_ptr<const AnswerClaim> claim;
 };
-
-enum class FinishReason : uint8_t { kStop = 1, kLength = 2 };
 
 struct PositionLogprobs {
   kernels::TokenLogprob chosen;  // token -1: no value (first prompt token)
@@ -62,6 +77,27 @@ struct DeltaEvent {
   std::vector<PositionLogprobs> logprobs;  // one per token when asked for, else empty
 };
 
+// What a receipt needs of a finished sample and the other events do not carry.
+struct AnswerRecord {
+  uint64_t seed = 0;                           // given or drawn
+  int64_t max_output_tokens = 0;               // max_tokens, or what the context left
+  std::vector<int32_t> output;                 // with a terminating EOS
+  std::vector<numerics::RowFingerprint> rows;  // one per output token
+};
+
+// The first thing that differs between a claim and its recomputation.
+struct ClaimDifference {
+  std::string field;  // of a receipt: "row_fingerprints", "output_token_ids", "finish_reason"
+                      // or "stop_reason"
+  int64_t token_index = -1;      // of the output, or −1
+  std::string expected, actual;  // as the claim says; as recomputed
+};
+
+struct VerificationEvent {
+  std::optional<ClaimDifference> difference;  // absent: the claim is true
+  int64_t rows_checked = 0;
+};
+
 struct FinishedEvent {
   int32_t index = 0;
   FinishReason reason = FinishReason::kStop;
@@ -69,6 +105,7 @@ struct FinishedEvent {
   int64_t output_tokens = 0;
   std::string logits_sha256;  // hex
   float min_top_margin = 0;
+  std::shared_ptr<const AnswerRecord> record;  // when asked for
 };
 
 struct UsageEvent {
@@ -87,6 +124,8 @@ class ResponseSink {
   virtual void OnPromptLogprobs(std::vector<PositionLogprobs> positions) = 0;
   virtual void OnDelta(DeltaEvent event) = 0;
   virtual void OnFinished(FinishedEvent event) = 0;
+  // The answer to a request with a claim, instead of deltas and OnFinished.
+  virtual void OnVerified(const VerificationEvent&) {}
   // The one terminal call: OK with the usage, or why the request ended without completing
   // (CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, INTERNAL naming layer or position for a non-finite
   // value).

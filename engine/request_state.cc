@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/verification.h"
 
 namespace verbatim::engine {
 namespace {
@@ -51,7 +52,9 @@ void SampleState::Count(int32_t token) {
 int32_t SampleState::TokenAt(int64_t position) const {
   const std::vector<int32_t>& prompt = request_.request.prompt;
   const int64_t prompt_tokens = static_cast<int64_t>(prompt.size());
-  return position < prompt_tokens ? prompt[position] : output_[position - prompt_tokens];
+  if (position < prompt_tokens) return prompt[position];
+  const AnswerClaim* claim = request_.request.claim.get();
+  return (claim != nullptr ? claim->output : output_)[position - prompt_tokens];
 }
 
 int64_t SampleState::num_tokens() const {
@@ -84,16 +87,21 @@ bool SampleState::IsStopToken(int32_t token) const {
          (!s.ignore_eos && Contains(tokenizer_.eos_ids(), token));
 }
 
+void SampleState::Advance(int32_t token) {
+  output_.push_back(token);
+  if (UsesPenalties(request_.request.sampling)) {
+    Count(token);
+    ++counts_[count_index_[token]].in_output;
+  }
+}
+
 DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
                                   std::optional<FinishedEvent>& finished) {
   const SamplingOptions& s = request_.request.sampling;
-  output_.push_back(sampled.token);
+  Advance(sampled.token);
   hash_.Add(sampled.fingerprint);
+  if (request_.request.keep_record) rows_.push_back(sampled.fingerprint);
   min_top_margin_ = std::min(min_top_margin_, sampled.top_margin);
-  if (UsesPenalties(s)) {
-    Count(sampled.token);
-    ++counts_[count_index_[sampled.token]].in_output;
-  }
 
   DeltaEvent delta;
   delta.index = index_;
@@ -133,8 +141,32 @@ DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
   end.output_tokens = num_output_tokens();
   end.logits_sha256 = hash_.Hex();
   end.min_top_margin = min_top_margin_;
+  if (request_.request.keep_record) {
+    auto record = std::make_shared<AnswerRecord>();
+    record->seed = request_.seed;
+    record->max_output_tokens = request_.max_output_tokens;
+    record->output = output_;
+    record->rows = std::move(rows_);
+    end.record = std::move(record);
+  }
   finished = std::move(end);
   return delta;
+}
+
+RequestState::RequestState() = default;
+RequestState::~RequestState() = default;
+
+std::vector<int32_t> RequestState::InputTokens() const {
+  std::vector<int32_t> tokens = request.prompt;
+  if (request.claim != nullptr) {
+    tokens.insert(tokens.end(), request.claim->output.begin(), request.claim->output.end() - 1);
+  }
+  return tokens;
+}
+
+int64_t RequestState::num_input_tokens() const {
+  const size_t claimed = request.claim == nullptr ? 0 : request.claim->output.size() - 1;
+  return static_cast<int64_t>(request.prompt.size() + claimed);
 }
 
 }  // namespace verbatim::engine

@@ -19,6 +19,7 @@
 namespace verbatim::engine {
 
 struct RequestState;
+class Verification;
 
 // One sample: one sequence of the scheduler.
 class SampleState {
@@ -29,6 +30,9 @@ class SampleState {
   // The sampling row for the logits of `position` (the last known token); views into this object,
   // valid until the next call.
   kernels::SamplingRow NextRow();
+
+  // Notes a token of the output: what NextRow() needs to know of it.
+  void Advance(int32_t token);
 
   // Takes a drawn token and returns the event to emit. When the sample is over, `finished` is
   // filled.
@@ -57,6 +61,7 @@ class SampleState {
   model::StreamDetokenizer detokenizer_;
   StopMatcher stop_matcher_;
   LogitsHash hash_;
+  std::vector<numerics::RowFingerprint> rows_;  // kept only for a record
   float min_top_margin_ = std::numeric_limits<float>::infinity();
 };
 
@@ -77,7 +82,14 @@ struct RequestState {
   bool waiting_in_queue = true;  // counted in the engine's queue bounds
   std::vector<PositionLogprobs> prompt_logprobs;  // filled in position order when asked for
   int64_t prompt_logprobs_done = 0;
+  std::unique_ptr<Verification> verification;  // of a request with a claim
 
+  RequestState();
+  ~RequestState();
+
+  // What the forward pass reads: the prompt, and of a claim all output tokens but the last.
+  std::vector<int32_t> InputTokens() const;
+  int64_t num_input_tokens() const;
   bool wants_prompt_logprobs() const { return request.sampling.prompt_logprobs >= 0; }
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "engine/verification.h"
 
 namespace verbatim::engine {
 
@@ -56,8 +57,13 @@ void StepRunner::AddSpan(const scheduler::ScheduledSpan& span, SampleState& samp
       pass.sampling_rows.push_back(row);
       pass.rows.push_back({.sample = &sample, .position = position, .is_prompt_row = true});
     }
+    if (request.verification != nullptr && request.verification->NeedsRow(position)) {
+      pass.logit_rows.push_back(first_row + i);
+      pass.sampling_rows.emplace_back();  // PrepareClaimRows
+      pass.rows.push_back({.sample = &sample, .position = position, .is_claim_row = true});
+    }
   }
-  if (span.samples) {
+  if (span.samples && request.verification == nullptr) {
     pass.logit_rows.push_back(first_row + span.num_tokens - 1);
     pass.sampling_rows.push_back(sample.NextRow());
     pass.rows.push_back({.sample = &sample, .position = span.first_position + span.num_tokens - 1});
@@ -91,6 +97,15 @@ void StepRunner::Gather(const scheduler::StepPlan& plan,
   if (!several && portable_.batch.rows() > 0) outcome.written_by = classes_.portable;
 }
 
+void StepRunner::PrepareClaimRows(Pass& pass, size_t begin, size_t count) {
+  claim_counts_.resize(std::max(claim_counts_.size(), count));
+  for (size_t i = 0; i < count; ++i) {
+    const RowOutcome& row = pass.rows[begin + i];
+    if (!row.is_claim_row) continue;
+    pass.sampling_rows[begin + i] = row.sample->request().verification->NextRow(claim_counts_[i]);
+  }
+}
+
 absl::Status StepRunner::RunPass(Pass& pass, StepOutcome& outcome) {
   if (pass.batch.rows() == 0) return absl::OkStatus();
   const absl::Time start = absl::Now();
@@ -107,6 +122,7 @@ absl::Status StepRunner::RunPass(Pass& pass, StepOutcome& outcome) {
     if (!logits.ok()) return logits.status();
     const absl::Time computed = absl::Now();
     outcome.model_time += computed - logits_start;
+    PrepareClaimRows(pass, begin, count);
     const int64_t vocab = transformer_.config().vocab_size;
     status = backend_.Sample({.logits = *logits,
                               .stride = vocab,

@@ -32,6 +32,7 @@ struct RowOutcome {
   SampleState* sample = nullptr;
   int64_t position = 0;        // of the row
   bool is_prompt_row = false;  // a prompt log-probability, not a drawn token
+  bool is_claim_row = false;   // recomputes a token of a claim
   kernels::SampledRow sampled;
 };
 
@@ -76,6 +77,9 @@ class StepRunner {
               const std::map<scheduler::SequenceId, SampleState*>& sequences, StepOutcome& outcome);
   static void AddSpan(const scheduler::ScheduledSpan& span, SampleState& sample, Pass& pass);
   absl::Status RunPass(Pass& pass, StepOutcome& outcome);
+  // Fills in the sampling rows of claims among rows [begin, begin + count). Each needs its own
+  // token counts, so they are made for one slice at a time.
+  void PrepareClaimRows(Pass& pass, size_t begin, size_t count);
 
   kernels::Backend& backend_;
   model::Transformer& transformer_;
@@ -83,6 +87,7 @@ class StepRunner {
   const PolicyClasses classes_;
   Pass throughput_, pinned_, portable_;
   std::vector<kernels::SampledRow> sampled_;
+  std::vector<std::vector<kernels::TokenCount>> claim_counts_;  // by row of a slice
 };
 
 }  // namespace verbatim::engine

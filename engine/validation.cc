@@ -105,6 +105,49 @@ absl::Status CheckCounts(const SamplingOptions& s, const RequestLimits& limits) 
   return absl::OkStatus();
 }
 
+absl::Status CheckPages(std::string_view field, int64_t prompt, int64_t output,
+                        const RequestLimits& limits) {
+  const int64_t pages = (prompt + output + limits.page_tokens - 1) / limits.page_tokens;
+  if (pages <= limits.num_pages) return absl::OkStatus();
+  return Bad(field, absl::StrCat(prompt, " prompt and ", output, " output tokens need ", pages,
+                                 " KV pages; the server has ", limits.num_pages));
+}
+
+absl::Status CheckClaim(const GenerationRequest& request, const RequestLimits& limits) {
+  const AnswerClaim& claim = *request.claim;
+  const SamplingOptions& s = request.sampling;
+  if (!kernels::IsStrong(request.policy)) {
+    return Bad("policy", "throughput promises nothing that could be verified");
+  }
+  if (claim.output.empty()) return Bad("output_token_ids", "is empty");
+  for (size_t i = 0; i < claim.output.size(); ++i) {
+    absl::Status status =
+        CheckToken(absl::StrCat("output_token_ids[", i, "]"), claim.output[i], limits.vocab_size);
+    if (!status.ok()) return status;
+  }
+  if (claim.rows.size() != claim.output.size()) {
+    return Bad("row_fingerprints",
+               absl::StrCat(claim.rows.size(), " for ", claim.output.size(), " output tokens"));
+  }
+  if (claim.sample_index < 0) {
+    return Bad("sample_index", absl::StrCat(claim.sample_index, " is less than 0"));
+  }
+  if (s.n != 1) return Bad("sampling.n", absl::StrCat(s.n, ": a claim is one sample"));
+  if (!s.seed.has_value()) return Bad("seed", "is missing");
+  if (!s.max_tokens.has_value()) return Bad("sampling.max_tokens", "is missing");
+  if (s.min_tokens > *s.max_tokens) {
+    return Bad("sampling.min_tokens",
+               absl::StrCat(s.min_tokens, " is more than max_tokens ", *s.max_tokens));
+  }
+  if (static_cast<int64_t>(claim.output.size()) > *s.max_tokens) {
+    return Bad("output_token_ids", absl::StrCat(claim.output.size(),
+                                                " tokens are more than "
+                                                "max_tokens ",
+                                                *s.max_tokens));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckLengths(const GenerationRequest& request, const RequestLimits& limits) {
   const int64_t prompt = static_cast<int64_t>(request.prompt.size());
   if (prompt == 0) return Bad("prompt", "is empty");
@@ -118,24 +161,27 @@ absl::Status CheckLengths(const GenerationRequest& request, const RequestLimits&
                absl::StrCat(prompt, " tokens leave no room for output: the context holds ",
                             limits.max_model_len));
   }
-  const int64_t output = MaxOutputTokens(request, limits);
+  // A claim is as long as it is, whatever it was allowed.
+  const bool is_claim = request.claim != nullptr;
+  const int64_t output = is_claim ? static_cast<int64_t>(request.claim->output.size())
+                                  : MaxOutputTokens(request, limits);
   if (output > limits.max_model_len - prompt) {
-    return Bad("sampling.max_tokens",
+    return Bad(is_claim ? "output_token_ids" : "sampling.max_tokens",
                absl::StrCat(output, " with a prompt of ", prompt, " tokens exceeds the context of ",
                             limits.max_model_len));
+  }
+  if (is_claim) {
+    absl::Status status = CheckClaim(request, limits);
+    status.Update(CheckPages("output_token_ids", prompt, output, limits));
+    return status;
   }
   if (request.sampling.min_tokens > output) {
     return Bad("sampling.min_tokens",
                absl::StrCat(request.sampling.min_tokens, " is more than the output may have (",
                             output, ")"));
   }
-  const int64_t pages = (prompt + output + limits.page_tokens - 1) / limits.page_tokens;
-  if (pages > limits.num_pages) {
-    return Bad(request.sampling.max_tokens.has_value() ? "sampling.max_tokens" : "prompt",
-               absl::StrCat(prompt, " prompt and ", output, " output tokens need ", pages,
-                            " KV pages; the server has ", limits.num_pages));
-  }
-  return absl::OkStatus();
+  return CheckPages(request.sampling.max_tokens.has_value() ? "sampling.max_tokens" : "prompt",
+                    prompt, output, limits);
 }
 
 }  // namespace

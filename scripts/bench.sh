@@ -12,6 +12,8 @@ echo "== attention: strong against throughput kernels"
 build/cpu/bench/attention_bench --json="$out/attention.json"
 echo "== scheduler"
 build/cpu/bench/scheduler_bench --benchmark_out="$out/scheduler.json" --benchmark_out_format=json
+echo "== verification against generation"
+build/cpu/bench/verify_bench --model="$model" --json="$out/verify.json"
 echo "== end to end through gRPC"
 build/cpu/cli/verbatim lab serving-bench --model "$model" --output "$out/serving.json"
 

@@ -5,8 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "grpcpp/server_context.h"
+#include "receipt/receipt_message.h"
 #include "server/grpc_wire.h"
 #include "server/parse_error.h"
 #include "server/write_thread.h"
@@ -91,11 +93,14 @@ void GenerateCall::Submit() {
   if (request_.return_prompt_token_ids()) {
     accepted.mutable_prompt_token_ids()->Add(prepared_.prompt.begin(), prepared_.prompt.end());
   }
+  if (request_.return_receipt()) AskForReceipts();
+  std::shared_ptr<engine::ResponseSink> sink = shared_from_this();
+  if (service_->response_cache != nullptr && AnswerFromCache(accepted, sink)) return;
   request_.Clear();
 
   uint64_t seed = 0;
   absl::StatusOr<engine::RequestId> id =
-      service_->engine->Submit(std::move(prepared_), shared_from_this(), &seed);
+      service_->engine->Submit(std::move(prepared_), std::move(sink), &seed);
   if (!id.ok()) return Fail(id.status());
   accepted.set_seed(seed);
   bool cancelled;
@@ -108,6 +113,49 @@ void GenerateCall::Submit() {
   }
   if (cancelled) service_->engine->Cancel(*id);
   Pump();
+}
+
+void GenerateCall::AskForReceipts() {
+  prepared_.keep_record = true;
+  queue_.set_make_receipt([receipts = service_->receipts, request = prepared_,
+                           numerics_id = service_->engine->SupportOf(prepared_.policy).numerics_id](
+                              const engine::FinishedEvent& event) -> std::optional<v1::Receipt> {
+    const absl::StatusOr<receipt::Receipt> receipt = receipts->Issue(request, numerics_id, event);
+    if (!receipt.ok()) return std::nullopt;
+    return receipt::ToMessage(*receipt);
+  });
+}
+
+bool GenerateCall::AnswerFromCache(v1::Accepted& accepted,
+                                   std::shared_ptr<engine::ResponseSink>& sink) {
+  if (!IsCacheable(prepared_)) return false;
+  const absl::Time start = absl::Now();
+  const ResponseKey key = KeyOf(request_, prepared_, accepted.numerics_id(), service_->model_info);
+  const std::shared_ptr<const CachedAnswer> answer = service_->response_cache->Find(key);
+  if (answer == nullptr) {
+    prepared_.keep_record = true;  // a hit may be asked for a receipt
+    sink = std::make_shared<RecordingSink>(std::move(sink), service_->response_cache, key);
+    return false;
+  }
+  accepted.set_seed(answer->seed);
+  engine::UsageEvent usage;
+  usage.prompt_tokens = answer->usage.prompt_tokens;
+  usage.output_tokens = answer->usage.output_tokens;
+  usage.time_to_first_token = usage.total_time = absl::Now() - start;
+  {
+    std::lock_guard lock(mutex_);
+    if (!cancelled_) {
+      queue_.PushFirst(std::move(accepted));
+      for (const CachedAnswer::Event& event : answer->events) {
+        std::visit([this](const auto& kept) { queue_.Push(kept); }, event);
+      }
+      queue_.Push(usage, /*response_cache_hit=*/true);
+    }
+    terminal_ = cancelled_ ? absl::CancelledError("cancelled by the client") : absl::OkStatus();
+    accepted_ = true;
+  }
+  Pump();
+  return true;
 }
 
 void GenerateCall::Fail(const absl::Status& status) {
@@ -144,7 +192,7 @@ void GenerateCall::OnFinished(engine::FinishedEvent event) {
   {
     std::lock_guard lock(mutex_);
     if (cancelled_ || terminal_.has_value()) return;
-    queue_.Push(event);
+    queue_.Push(std::move(event));
   }
   PumpSoon();
 }

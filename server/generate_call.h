@@ -47,6 +47,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Begin(const grpc::ByteBuffer& request);
   void Tokenize();
   void Submit();
+  void AskForReceipts();
+  // Answers from the response cache if it can; otherwise `sink` becomes what Submit() shall pass to
+  // the engine.
+  bool AnswerFromCache(v1::Accepted& accepted, std::shared_ptr<engine::ResponseSink>& sink);
   void Fail(const absl::Status& status);  // before the engine has the request
   void EndSlowReader();
   void PumpSoon();

@@ -10,6 +10,7 @@
 #include "server/grpc_wire.h"
 #include "server/parse_error.h"
 #include "server/unary_calls.h"
+#include "server/verify_call.h"
 
 namespace verbatim::server {
 namespace {
@@ -96,6 +97,12 @@ grpc::ServerUnaryReactor* GenerationService::GetServerInfo(grpc::CallbackServerC
   }
   *response = Serialize(server::GetServerInfo(*context_));
   return FinishNow(call, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* GenerationService::VerifyReceipt(grpc::CallbackServerContext* call,
+                                                           const grpc::ByteBuffer* request,
+                                                           grpc::ByteBuffer* response) {
+  return VerifyCall::Start(context_, call, *request, response);
 }
 
 }  // namespace verbatim::server

@@ -15,7 +15,8 @@ using RawService = v1::VerbatimService::WithRawCallbackMethod_Generate<
         v1::VerbatimService::WithRawCallbackMethod_Detokenize<
             v1::VerbatimService::WithRawCallbackMethod_GetModelInfo<
                 v1::VerbatimService::WithRawCallbackMethod_GetServerInfo<
-                    v1::VerbatimService::Service>>>>>;
+                    v1::VerbatimService::WithRawCallbackMethod_VerifyReceipt<
+                        v1::VerbatimService::Service>>>>>>;
 
 // No method blocks; long texts are tokenised by the context's text workers.
 class GenerationService final : public RawService {
@@ -35,6 +36,9 @@ class GenerationService final : public RawService {
                                          const grpc::ByteBuffer* request,
                                          grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* call,
+                                          const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* VerifyReceipt(grpc::CallbackServerContext* call,
                                           const grpc::ByteBuffer* request,
                                           grpc::ByteBuffer* response) override;
 

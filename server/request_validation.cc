@@ -206,6 +206,15 @@ absl::StatusOr<engine::GenerationRequest> ConvertGenerateRequest(const v1::Gener
   if (!policy.ok()) return policy.status();
   out.policy = *policy;
 
+  if (request.return_receipt() && !kernels::IsStrong(out.policy)) {
+    return absl::FailedPreconditionError(
+        "return_receipt: determinism is throughput, which promises nothing that a receipt could "
+        "prove; ask for pinned or portable");
+  }
+  if (request.return_receipt() && !limits.receipts) {
+    return absl::FailedPreconditionError(
+        "return_receipt: receipts are turned off on this server (--no-receipts)");
+  }
   if (request.cache_salt().size() > static_cast<size_t>(kMaxCacheSaltBytes)) {
     return Invalid("cache_salt", absl::StrCat(request.cache_salt().size(), " bytes; at most ",
                                               kMaxCacheSaltBytes));

@@ -27,6 +27,7 @@ struct RequestLimits {
   int64_t max_prompt_text_bytes = 1 << 20;
   kernels::Policy default_policy = kernels::Policy::kThroughput;
   std::optional<uint64_t> default_seed;  // of requests that bring none
+  bool receipts = true;                  // may be asked for
 };
 
 inline constexpr int kMaxStopStrings = 64;
@@ -37,13 +38,13 @@ inline constexpr int kMaxChatMessages = 4096;
 inline constexpr int kMaxRequestIdBytes = 128;
 inline constexpr int kMaxCacheSaltBytes = 1024;
 
-// All errors are INVALID_ARGUMENT, their message beginning with the path of the field in the
-// request, as in "sampling.top_p: 1.5 is not in (0, 1]".
+// Unless it says otherwise, an error is INVALID_ARGUMENT, its message beginning with the path of
+// the field in the request, as in "sampling.top_p: 1.5 is not in (0, 1]".
 
 absl::Status ValidateModelName(const std::string& model, const RequestLimits& limits);
 
 // The prompt may be empty in the result: text and chat are not tokenised here. Checks everything
-// else, token ids included.
+// else, token ids included. FAILED_PRECONDITION for a receipt that cannot be given.
 absl::StatusOr<engine::GenerationRequest> ConvertGenerateRequest(const v1::GenerateRequest& request,
                                                                  const RequestLimits& limits);
 

@@ -87,19 +87,9 @@ void ResponseQueue::Push(engine::DeltaEvent event) {
   events_.emplace_back(Delta{std::move(event), bytes});
 }
 
-void ResponseQueue::Push(const engine::FinishedEvent& event) {
-  v1::GenerateResponse response;
-  v1::Finished* finished = response.mutable_finished();
-  finished->set_index(event.index);
-  finished->set_reason(server::ToProto(event.reason));
-  finished->set_stop_reason(ValidUtf8(event.stop_reason));
-  finished->set_output_tokens(event.output_tokens);
-  finished->set_logits_sha256(event.logits_sha256);
-  finished->set_min_top_margin(event.min_top_margin);
-  events_.emplace_back(std::move(response));
-}
+void ResponseQueue::Push(engine::FinishedEvent event) { events_.emplace_back(std::move(event)); }
 
-void ResponseQueue::Push(const engine::UsageEvent& event) {
+void ResponseQueue::Push(const engine::UsageEvent& event, bool response_cache_hit) {
   v1::GenerateResponse response;
   v1::Usage* usage = response.mutable_usage();
   usage->set_prompt_tokens(event.prompt_tokens);
@@ -109,6 +99,7 @@ void ResponseQueue::Push(const engine::UsageEvent& event) {
   usage->set_time_to_first_token_seconds(absl::ToDoubleSeconds(event.time_to_first_token));
   usage->set_total_seconds(absl::ToDoubleSeconds(event.total_time));
   usage->set_preemptions(event.preemptions);
+  usage->set_response_cache_hit(response_cache_hit);
   events_.emplace_back(std::move(response));
 }
 
@@ -126,6 +117,10 @@ std::optional<v1::GenerateResponse> ResponseQueue::Pop() {
     }
     return response;
   }
+  if (auto* finished = std::get_if<engine::FinishedEvent>(&event)) {
+    ToProto(*finished, response.mutable_finished());
+    return response;
+  }
   Delta& delta = std::get<Delta>(event);
   delta_bytes_ -= delta.bytes;
   v1::Delta* out = response.mutable_delta();
@@ -141,6 +136,19 @@ std::optional<v1::GenerateResponse> ResponseQueue::Pop() {
 void ResponseQueue::Clear() {
   events_.clear();
   delta_bytes_ = 0;
+}
+
+void ResponseQueue::ToProto(const engine::FinishedEvent& in, v1::Finished* out) const {
+  out->set_index(in.index);
+  out->set_reason(server::ToProto(in.reason));
+  out->set_stop_reason(ValidUtf8(in.stop_reason));
+  out->set_output_tokens(in.output_tokens);
+  out->set_logits_sha256(in.logits_sha256);
+  out->set_min_top_margin(in.min_top_margin);
+  if (!make_receipt_ || in.record == nullptr) return;
+  if (std::optional<v1::Receipt> receipt = make_receipt_(in)) {
+    *out->mutable_receipt() = *std::move(receipt);
+  }
 }
 
 void ResponseQueue::ToProto(const engine::PositionLogprobs& in, v1::PositionLogprobs* out) const {

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <optional>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -23,11 +25,15 @@ class ResponseQueue {
   // The tokenizer gives the text of tokens in log-probabilities; it must outlive the queue.
   explicit ResponseQueue(const model::Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
 
+  // Makes the receipts of finished samples, when their turn comes; without it they have none.
+  using MakeReceipt = std::function<std::optional<v1::Receipt>(const engine::FinishedEvent&)>;
+  void set_make_receipt(MakeReceipt make_receipt) { make_receipt_ = std::move(make_receipt); }
+
   void PushFirst(v1::Accepted accepted);  // goes before everything already queued
   void Push(std::vector<engine::PositionLogprobs> prompt_logprobs);  // cut into several if large
   void Push(engine::DeltaEvent event);
-  void Push(const engine::FinishedEvent& event);
-  void Push(const engine::UsageEvent& event);
+  void Push(engine::FinishedEvent event);
+  void Push(const engine::UsageEvent& event, bool response_cache_hit = false);
 
   // The next message; nullopt when there is none.
   std::optional<v1::GenerateResponse> Pop();
@@ -43,12 +49,15 @@ class ResponseQueue {
     engine::DeltaEvent event;
     int64_t bytes = 0;
   };
-  using Event = std::variant<v1::GenerateResponse, std::vector<engine::PositionLogprobs>, Delta>;
+  using Event = std::variant<v1::GenerateResponse, std::vector<engine::PositionLogprobs>, Delta,
+                             engine::FinishedEvent>;
 
+  void ToProto(const engine::FinishedEvent& in, v1::Finished* out) const;
   void ToProto(const engine::PositionLogprobs& in, v1::PositionLogprobs* out) const;
   void ToProto(const kernels::TokenLogprob& in, v1::TokenLogprob* out) const;
 
   const model::Tokenizer& tokenizer_;
+  MakeReceipt make_receipt_;
   std::deque<Event> events_;
   int64_t delta_bytes_ = 0;
 };

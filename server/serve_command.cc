@@ -30,12 +30,11 @@
 #include "server/grpc_server.h"
 #include "server/server_config.h"
 #include "server/unary_calls.h"
+#include "server/version.h"
 #include "server/write_thread.h"
 
 namespace verbatim::server {
 namespace {
-
-constexpr char kVersion[] = "0.1.0";
 
 // How long clients may take to read the end of their answers once the engine is done.
 constexpr absl::Duration kDeliveryGrace = absl::Seconds(2);
@@ -102,6 +101,8 @@ struct Serving {
   std::string backend_description;
   std::unique_ptr<engine::Engine> engine;
   std::unique_ptr<FrontEndCpuTime> cpu_time;
+  std::unique_ptr<ReceiptIssuer> receipts;
+  std::unique_ptr<ResponseCache> response_cache;
   ServiceContext context;
   std::unique_ptr<TextWorkers> text_workers;
   std::unique_ptr<WriteThread> write_thread;
@@ -180,6 +181,9 @@ void FillContext(const ServerConfig& config, const flags::FlagSet& flags, absl::
   context.limits.max_n = serving->engine->config().max_n;
   context.limits.max_prompt_text_bytes =
       LongestPromptBytes(*serving->tokenizer, config.max_model_len);
+  context.receipts = config.receipts ? serving->receipts.get() : nullptr;
+  context.response_cache = serving->response_cache.get();
+  context.limits.receipts = config.receipts;
   context.limits.default_policy = config.DefaultPolicy();
   context.limits.default_seed = config.seed;
   context.model_info = DescribeModel(config, *serving, weights_sha256);
@@ -188,7 +192,7 @@ void FillContext(const ServerConfig& config, const flags::FlagSet& flags, absl::
   context.request_id_prefix = absl::StrFormat("req-%08x-", std::random_device()());
 
   v1::GetServerInfoResponse& info = context.server_info;
-  info.set_version(kVersion);
+  info.set_version(kServerVersion);
   info.set_backend(serving->backend_description);
   FillPolicies(*serving->engine, &info);
   info.set_default_determinism(static_cast<v1::Determinism>(config.DefaultPolicy()));
@@ -212,8 +216,18 @@ absl::Status WritePortFile(const std::string& path, int32_t port) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::optional<receipt::SigningKey>> LoadSigningKey(const ServerConfig& config) {
+  if (config.receipt_signing_key.empty()) return std::nullopt;
+  auto key = receipt::SigningKey::Load(config.receipt_signing_key);
+  if (key.ok()) return *std::move(key);
+  return absl::Status(key.status().code(),
+                      absl::StrCat("--receipt-signing-key: ", key.status().message()));
+}
+
 absl::Status Start(ServerConfig* config, const flags::FlagSet& flags, absl::Time start,
                    Serving* serving) {
+  auto signing_key = LoadSigningKey(*config);  // first, because it takes no time
+  if (!signing_key.ok()) return signing_key.status();
   std::string weights_sha256;
   if (absl::Status status = LoadModel(config, serving, &weights_sha256); !status.ok()) {
     return status;
@@ -221,6 +235,13 @@ absl::Status Start(ServerConfig* config, const flags::FlagSet& flags, absl::Time
   serving->cpu_time = std::make_unique<FrontEndCpuTime>();
   serving->text_workers = std::make_unique<TextWorkers>(/*threads=*/1, /*max_queued=*/256);
   serving->write_thread = std::make_unique<WriteThread>();
+  serving->receipts = std::make_unique<ReceiptIssuer>(
+      ReceiptIdentity{kServerVersion, config->served_model_name, weights_sha256,
+                      std::string(serving->tokenizer->fingerprint())},
+      *std::move(signing_key));
+  if (config->response_cache_mib > 0) {
+    serving->response_cache = std::make_unique<ResponseCache>(config->response_cache_mib << 20);
+  }
   FillContext(*config, flags, start, weights_sha256, serving);
   serving->service = std::make_unique<GenerationService>(&serving->context);
   auto grpc =

@@ -92,6 +92,14 @@ flags::FlagSet ServerConfig::Flags() {
             "samples that may wait; more are refused with RESOURCE_EXHAUSTED");
   flags.Add("max-queued-tokens", &max_queued_tokens,
             "prompt tokens that may wait; more are refused with RESOURCE_EXHAUSTED");
+  flags.Add("receipts", &receipts,
+            "give receipts to deterministic requests that ask for them, and verify receipts; a "
+            "receipt holds the request's prompt and answer");
+  flags.Add("receipt-signing-key", &receipt_signing_key,
+            "PEM file with the Ed25519 private key that signs receipts; default: not signed");
+  flags.Add("response-cache", &response_cache_mib,
+            "MiB for whole answers of deterministic requests that are greedy or have a seed, given "
+            "again to equal requests with the same cache_salt; 0: off");
 
   flags.Group("Batching");
   flags.Add("batching-policy", &batching_policy,
@@ -141,6 +149,7 @@ absl::Status ServerConfig::Validate() const {
            {"max-queued-tokens", max_queued_tokens, 1, int64_t{1} << 40},
            {"threads", threads, 0, 1024},
            {"max-logprobs", max_logprobs, 0, 1024},
+           {"response-cache", response_cache_mib, 0, 1 << 20},
        }) {
     if (range.value < range.low || range.value > range.high) {
       return Bad(range.flag,
@@ -178,6 +187,9 @@ absl::Status ServerConfig::Validate() const {
                             ": each running sequence needs a token in every step"));
   }
   if (max_model_len == 1) return Bad("max-model-len", "1 leaves no room for output");
+  if (!receipts && !receipt_signing_key.empty()) {
+    return Bad("receipt-signing-key", "has nothing to sign with --no-receipts");
+  }
   if (host.empty()) return Bad("host", "is empty");
   if (device != "cpu") {
     return Bad("device", absl::StrCat("'", device, "' is not built into this binary; only cpu is"));

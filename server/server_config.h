@@ -46,6 +46,9 @@ struct ServerConfig {
   std::string default_determinism = "throughput";
   std::optional<uint64_t> seed;
   int32_t max_logprobs = 20;
+  bool receipts = true;
+  std::string receipt_signing_key;  // a PEM file; empty: receipts are not signed
+  int64_t response_cache_mib = 0;   // 0: off
   double drain_timeout_s = 30;
 
   // The flags of `verbatim serve`; they write into `this`, which must outlive the result.

@@ -56,6 +56,8 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
                                          "--default-determinism=portable",
                                          "--seed=5",
                                          "--max-logprobs=6",
+                                         "--receipt-signing-key=k.pem",
+                                         "--response-cache=9",
                                          "--port=0"},
                                         &config);
   ASSERT_TRUE(status.ok()) << status;
@@ -79,6 +81,9 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
   EXPECT_EQ(config.threads, 3);
   EXPECT_EQ(config.DefaultPolicy(), kernels::Policy::kPortable);
   EXPECT_EQ(config.seed, 5u);
+  EXPECT_TRUE(config.receipts);
+  EXPECT_EQ(config.receipt_signing_key, "k.pem");
+  EXPECT_EQ(config.response_cache_mib, 9);
   EXPECT_EQ(config.served_model_name, "Tiny-1B.Q4_1");
 }
 
@@ -118,6 +123,9 @@ TEST(ServerConfig, ErrorsNameTheFlag) {
       {"--default-determinism=yes", "--default-determinism: 'yes'"},
       {"--seed=-5", "--seed: '-5'"},
       {"--max-logprobs=-1", "--max-logprobs: -1"},
+      {"--response-cache=-1", "--response-cache: -1"},
+      {"--response-cache=1.5", "--response-cache: '1.5'"},
+      {"--receipts=perhaps", "--receipts: 'perhaps'"},
       {"--drain-timeout-s=-1", "--drain-timeout-s: -1"},
       {"--model=", "--model: is required"},
       {"--speed=9", "--speed: unknown flag"},
@@ -128,6 +136,16 @@ TEST(ServerConfig, ErrorsNameTheFlag) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << arg;
     EXPECT_THAT(std::string(status.message()), StartsWith(message));
   }
+}
+
+TEST(ServerConfig, WithoutReceiptsThereIsNothingToSign) {
+  ServerConfig config;
+  EXPECT_EQ(
+      Configure({"--model=m.gguf", "--no-receipts", "--receipt-signing-key=k"}, &config).message(),
+      "--receipt-signing-key: has nothing to sign with --no-receipts");
+  ServerConfig off;
+  EXPECT_TRUE(Configure({"--model=m.gguf", "--no-receipts"}, &off).ok());
+  EXPECT_FALSE(off.receipts);
 }
 
 TEST(ServerConfig, ContextFollowsModelAndCache) {

@@ -12,7 +12,9 @@
 #include "engine/engine.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
+#include "server/receipt_issuer.h"
 #include "server/request_validation.h"
+#include "server/response_cache.h"
 #include "server/text_workers.h"
 #include "verbatim/v1/verbatim.pb.h"
 
@@ -26,6 +28,8 @@ struct ServiceContext {
   const model::ChatTemplate* chat_template = nullptr;
   TextWorkers* text_workers = nullptr;
   WriteThread* write_thread = nullptr;
+  const ReceiptIssuer* receipts = nullptr;  // null: neither issued nor verified
+  ResponseCache* response_cache = nullptr;  // null: off
   RequestLimits limits;
 
   v1::GetModelInfoResponse model_info;    // the answer

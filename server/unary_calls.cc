@@ -98,6 +98,21 @@ v1::GetServerInfoResponse GetServerInfo(const ServiceContext& context) {
   response.set_prefix_queried_tokens(stats.scheduler.prefix_queried_tokens);
   response.set_prefix_hit_tokens(stats.scheduler.prefix_hit_tokens);
   response.set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - context.start_time));
+  if (context.receipts != nullptr) {
+    response.set_receipts(true);
+    const receipt::PublicKey* key = context.receipts->public_key();
+    if (key != nullptr) response.set_receipt_key_id(key->id());
+  }
+  if (context.response_cache != nullptr) {
+    const ResponseCache::Stats cache = context.response_cache->stats();
+    v1::ResponseCacheStatistics* out = response.mutable_response_cache();
+    out->set_capacity_bytes(cache.capacity_bytes);
+    out->set_size_bytes(cache.size_bytes);
+    out->set_entries(cache.entries);
+    out->set_hits(cache.hits);
+    out->set_misses(cache.misses);
+    out->set_evictions(cache.evictions);
+  }
   if (context.front_end_cpu_seconds) {
     response.set_front_end_cpu_seconds(context.front_end_cpu_seconds());
   }

@@ -19,12 +19,14 @@ ALLOWED = {
     "model": ["kernels/numerics", "kernels/ops", "kernels"],
     "scheduler": [],
     "engine": ["model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
+    "receipt": ["model", "kernels/numerics", "proto"],
     "proto": [],
     "flags": [],
-    "server": ["engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
-    "client": ["proto", "flags"],
+    "server": ["receipt", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
+    "client": ["receipt", "proto", "flags"],
     "lab": ["client", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
-    "cli": ["server", "client", "lab", "flags"],
+    "verify": ["server", "client", "receipt", "engine", "model", "scheduler", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
+    "cli": ["server", "client", "lab", "verify", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]
