@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "kernels/ops/policy.h"
 #include "kernels/ops/sampling.h"
+#include "trace/trace.h"
 
 namespace verbatim::engine {
 
@@ -45,6 +46,8 @@ struct GenerationRequest {
   kernels::Policy policy = kernels::Policy::kPortable;
   std::string cache_salt;
   bool read_prefix_cache = true;
+  bool trace = false;         // record what decided the bits (FinishedEvent::trace)
+  bool trace_layers = false;  // and a fingerprint of every output token's row after each layer
   absl::Time deadline = absl::InfiniteFuture();
 };
 
@@ -69,6 +72,8 @@ struct FinishedEvent {
   int64_t output_tokens = 0;
   std::string logits_sha256;  // hex
   float min_top_margin = 0;
+  // Of requests that asked for it; version and weights of its identity are left to the receiver.
+  std::shared_ptr<trace::Trace> trace;
 };
 
 struct UsageEvent {

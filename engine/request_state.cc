@@ -89,6 +89,7 @@ DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
   const SamplingOptions& s = request_.request.sampling;
   output_.push_back(sampled.token);
   hash_.Add(sampled.fingerprint);
+  if (request_.request.trace) logit_rows_.push_back(sampled.fingerprint);
   min_top_margin_ = std::min(min_top_margin_, sampled.top_margin);
   if (UsesPenalties(s)) {
     Count(sampled.token);

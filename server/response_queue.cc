@@ -6,11 +6,15 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "model/utf8.h"
 
 namespace verbatim::server {
 namespace {
+
+// Clients refuse messages above 4 MiB by default.
+constexpr int64_t kMaxTraceMessageBytes = int64_t{7} << 19;
 
 // About what a log-probability with its token text takes on the wire.
 constexpr int64_t kLogprobBytes = 32;
@@ -96,7 +100,11 @@ void ResponseQueue::Push(const engine::FinishedEvent& event) {
   finished->set_output_tokens(event.output_tokens);
   finished->set_logits_sha256(event.logits_sha256);
   finished->set_min_top_margin(event.min_top_margin);
-  events_.emplace_back(std::move(response));
+  if (event.trace != nullptr) {
+    events_.emplace_back(TracedFinish{std::move(response), event.trace});
+  } else {
+    events_.emplace_back(std::move(response));
+  }
 }
 
 void ResponseQueue::Push(const engine::UsageEvent& event) {
@@ -117,6 +125,20 @@ std::optional<v1::GenerateResponse> ResponseQueue::Pop() {
   Event event = std::move(events_.front());
   events_.pop_front();
   if (auto* response = std::get_if<v1::GenerateResponse>(&event)) return std::move(*response);
+  if (auto* traced = std::get_if<TracedFinish>(&event)) {
+    traced->trace->identity.version = trace_version_;
+    traced->trace->identity.weights_sha256 = trace_weights_sha256_;
+    std::string json = trace::ToJson(*traced->trace);
+    if (static_cast<int64_t>(json.size()) > kMaxTraceMessageBytes) {
+      traced->trace->DropSteps(absl::StrCat("its steps take ", json.size(),
+                                            " bytes, a message at most ", kMaxTraceMessageBytes));
+      json = trace::ToJson(*traced->trace);
+    }
+    v1::DecisionTrace* out = traced->response.mutable_finished()->mutable_trace();
+    out->set_not_replayable(traced->trace->not_replayable);
+    out->set_json(std::move(json));
+    return std::move(traced->response);
+  }
 
   v1::GenerateResponse response;
   if (auto* positions = std::get_if<std::vector<engine::PositionLogprobs>>(&event)) {

@@ -4,12 +4,16 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
 #include "engine/generation.h"
 #include "model/tokenizer.h"
+#include "trace/trace.h"
 #include "verbatim/v1/verbatim.pb.h"
 
 namespace verbatim::server {
@@ -33,6 +37,12 @@ class ResponseQueue {
   std::optional<v1::GenerateResponse> Pop();
   void Clear();
 
+  // What traces say of this server; to be set before the end of a traced sample is pushed.
+  void set_trace_identity(std::string version, std::string weights_sha256) {
+    trace_version_ = std::move(version);
+    trace_weights_sha256_ = std::move(weights_sha256);
+  }
+
   bool empty() const { return events_.empty(); }
   size_t size() const { return events_.size(); }
   // Estimated size of the queued deltas on the wire.
@@ -43,7 +53,13 @@ class ResponseQueue {
     engine::DeltaEvent event;
     int64_t bytes = 0;
   };
-  using Event = std::variant<v1::GenerateResponse, std::vector<engine::PositionLogprobs>, Delta>;
+  // A trace is written as JSON only when its turn comes, on the thread that sends it.
+  struct TracedFinish {
+    v1::GenerateResponse response;
+    std::shared_ptr<trace::Trace> trace;
+  };
+  using Event = std::variant<v1::GenerateResponse, std::vector<engine::PositionLogprobs>, Delta,
+                             TracedFinish>;
 
   void ToProto(const engine::PositionLogprobs& in, v1::PositionLogprobs* out) const;
   void ToProto(const kernels::TokenLogprob& in, v1::TokenLogprob* out) const;
@@ -51,6 +67,7 @@ class ResponseQueue {
   const model::Tokenizer& tokenizer_;
   std::deque<Event> events_;
   int64_t delta_bytes_ = 0;
+  std::string trace_version_, trace_weights_sha256_;
 };
 
 }  // namespace verbatim::server

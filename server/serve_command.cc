@@ -31,11 +31,10 @@
 #include "server/server_config.h"
 #include "server/unary_calls.h"
 #include "server/write_thread.h"
+#include "trace/version.h"
 
 namespace verbatim::server {
 namespace {
-
-constexpr char kVersion[] = "0.1.0";
 
 // How long clients may take to read the end of their answers once the engine is done.
 constexpr absl::Duration kDeliveryGrace = absl::Seconds(2);
@@ -188,7 +187,7 @@ void FillContext(const ServerConfig& config, const flags::FlagSet& flags, absl::
   context.request_id_prefix = absl::StrFormat("req-%08x-", std::random_device()());
 
   v1::GetServerInfoResponse& info = context.server_info;
-  info.set_version(kVersion);
+  info.set_version(trace::kVersion);
   info.set_backend(serving->backend_description);
   FillPolicies(*serving->engine, &info);
   info.set_default_determinism(static_cast<v1::Determinism>(config.DefaultPolicy()));

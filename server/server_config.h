@@ -46,6 +46,7 @@ struct ServerConfig {
   std::string default_determinism = "throughput";
   std::optional<uint64_t> seed;
   int32_t max_logprobs = 20;
+  bool allow_traces = false;
   double drain_timeout_s = 30;
 
   // The flags of `verbatim serve`; they write into `this`, which must outlive the result.

@@ -18,13 +18,16 @@ ALLOWED = {
     "kernels/cuda": ["kernels/numerics", "kernels/ops", "kernels"],
     "model": ["kernels/numerics", "kernels/ops", "kernels"],
     "scheduler": [],
-    "engine": ["model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
+    "trace": ["model", "kernels/numerics", "kernels/ops"],
+    "engine": ["trace", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
     "proto": [],
     "flags": [],
-    "server": ["engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
-    "client": ["proto", "flags"],
-    "lab": ["client", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
-    "cli": ["server", "client", "lab", "flags"],
+    "report": [],
+    "replay": ["report", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "flags"],
+    "server": ["trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
+    "client": ["proto", "flags", "report"],
+    "lab": ["client", "report", "replay", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
+    "cli": ["server", "client", "replay", "lab", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]
