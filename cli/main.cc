@@ -6,6 +6,8 @@
 #include "client/compare_command.h"
 #include "client/generate_command.h"
 #include "lab/lab_command.h"
+#include "replay/explain_command.h"
+#include "replay/replay_command.h"
 #include "server/serve_command.h"
 #include "verify/verify_command.h"
 
@@ -24,6 +26,8 @@ constexpr Subcommand kSubcommands[] = {
     {"compare", "send one prompt many times in both modes and compare the answers",
      verbatim::client::RunCompare},
     {"bench", "measure a running server under load", verbatim::client::RunBench},
+    {"replay", "repeat a recorded answer bit by bit", verbatim::replay::RunReplay},
+    {"explain", "say why two runs of a prompt differ", verbatim::replay::RunExplain},
     {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };
 

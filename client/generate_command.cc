@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/client.h"
 #include "client/command.h"
+#include "client/files.h"
 #include "client/interrupt.h"
 #include "client/prompt_flags.h"
 #include "client/sampling_flags.h"
@@ -26,7 +27,8 @@ struct Options {
   ConnectionFlags connection;
   PromptFlags prompt;
   bool show_stats = false, disable_prefix_cache = false;
-  std::string cache_salt, request_id, receipt;
+  bool trace_layers = false;
+  std::string cache_salt, request_id, receipt, trace;
   std::optional<int64_t> n;
   v1::Determinism determinism = v1::DETERMINISM_UNSPECIFIED;
   SamplingFlags sampling;
@@ -51,6 +53,11 @@ flags::FlagSet Options::Flags() {
   flags.Add("receipt", &receipt,
             "file for the answer's receipt, with --n one for each sample on a line of its own; "
             "`verbatim verify` checks it");
+  flags.Add("trace", &trace,
+            "file that gets the record of what decided the answer's bits, for `verbatim replay` "
+            "and `verbatim explain`; the server must allow it (--allow-traces)");
+  flags.Add("trace-layers", &trace_layers,
+            "with --trace: also record a fingerprint of every output token's row after each layer");
   flags.Add("show-stats", &show_stats, "print hash, numerics id and timing to standard error");
   sampling.Register(&flags);
   return flags;
@@ -59,7 +66,27 @@ flags::FlagSet Options::Flags() {
 absl::Status Options::Check(const std::vector<std::string>& positional) {
   absl::Status status = FirstError({connection.Check(), sampling.Check(),
                                     n ? CheckRange("n", *n, 1, kMostSamples) : absl::OkStatus()});
+  if (status.ok() && !trace.empty() && n.value_or(1) != 1) {
+    status = BadFlag("trace", "describes one sample; leave out --n");
+  }
+  if (status.ok() && trace_layers && trace.empty()) {
+    status = BadFlag("trace-layers", "needs --trace");
+  }
   return status.ok() ? prompt.Take(positional) : status;
+}
+
+// The trace of the only sample, as it came.
+absl::Status WriteTrace(const CallRecord& record, const std::string& path) {
+  if (record.samples.empty() || !record.samples[0].finished.has_value() ||
+      !record.samples[0].finished->has_trace()) {
+    return absl::UnavailableError("--trace: the answer came without a trace");
+  }
+  const v1::DecisionTrace& trace = record.samples[0].finished->trace();
+  if (!trace.not_replayable().empty()) {
+    std::fprintf(stderr, "verbatim generate: the trace cannot be replayed: %s\n",
+                 trace.not_replayable().c_str());
+  }
+  return WriteFile(path, trace.json() + "\n");
 }
 
 void PrintStats(const CallRecord& record) {
@@ -124,6 +151,9 @@ absl::StatusOr<int> Options::Run() const {
   request.set_request_id(request_id);
   request.set_disable_prefix_cache(disable_prefix_cache);
   request.set_return_receipt(!receipt.empty());
+  if (!trace.empty()) {
+    request.set_trace(trace_layers ? v1::TRACE_LEVEL_LAYERS : v1::TRACE_LEVEL_DECISIONS);
+  }
 
   const bool stream = n.value_or(1) == 1;
   const CallRecord record = (*client)->Generate(
@@ -147,6 +177,9 @@ absl::StatusOr<int> Options::Run() const {
   if (!record.status.ok()) return record.status;
   if (!receipt.empty()) {
     if (absl::Status status = WriteReceipts(receipt, record); !status.ok()) return status;
+  }
+  if (!trace.empty()) {
+    if (absl::Status status = WriteTrace(record, trace); !status.ok()) return status;
   }
   return 0;
 }

@@ -18,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "engine/request_state.h"
 #include "engine/step_runner.h"
+#include "engine/trace_recorder.h"
 #include "engine/validation.h"
 #include "engine/verification.h"
 
@@ -92,9 +93,11 @@ class EngineImpl final : public Engine {
   void ExpireDeadlines(absl::Time now);
   void RunStep(const StepPlan& plan, absl::Time now);
   void NoteAdmissions(const StepPlan& plan, absl::Time now);
+  std::shared_ptr<trace::Trace> MakeTrace(const SampleState& sample, const RequestState& request,
+                                          const std::string& logits_sha256) const;
   void Deliver(StepOutcome& outcome);
   void TakePromptRow(RequestState& request, RowOutcome& row);
-  void TakeSampledRow(SampleState& sample, const kernels::SampledRow& sampled);
+  void TakeSampledRow(SampleState& sample, RowOutcome& row);
   void TakeClaimRow(SampleState& sample, const kernels::SampledRow& sampled);
   void EndSample(RequestState& request, int32_t index);
   // Ends a request early: removes its sequences and makes the terminal call. `poisoned`: its pages
@@ -117,6 +120,7 @@ class EngineImpl final : public Engine {
   std::unique_ptr<scheduler::Scheduler> scheduler_;
   PolicyClasses classes_;
   std::unique_ptr<StepRunner> runner_;
+  std::unique_ptr<TraceRecorder> recorder_;  // null unless traces are allowed
   std::map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::map<SequenceId, SampleState*> sequences_;
   SequenceId next_sequence_ = 1;
@@ -189,6 +193,12 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
                                .dtype = config_.kv_cache_dtype});
   if (!cache.ok()) return cache.status();
   cache_ = *std::move(cache);
+  if (config_.allow_traces) {
+    recorder_ = std::make_unique<TraceRecorder>(
+        TraceRecorder::Options{.page_tokens = sched.page_tokens, .num_pages = sched.num_pages},
+        *backend_, *transformer_, cache_->config());
+  }
+
   for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
     PolicySupport& support = support_[policy];
     absl::StatusOr<std::string> tag = backend_->NumericsTag(policy);
@@ -223,6 +233,11 @@ absl::Status EngineImpl::Validate(const GenerationRequest& request) const {
     return absl::FailedPreconditionError(
         absl::StrCat("determinism: ", std::string(NameOf(request.policy)),
                      " cannot be honoured: ", support.refusal));
+  }
+  if (request.trace && !config_.allow_traces) {
+    return absl::FailedPreconditionError(
+        "trace: this server records none (it was started without --allow-traces), because a trace "
+        "shows the load of others");
   }
   return absl::OkStatus();
 }
@@ -384,7 +399,10 @@ void EngineImpl::LeaveQueue(RequestState& request) {
 }
 
 void EngineImpl::NoteAdmissions(const StepPlan& plan, absl::Time now) {
-  for (SequenceId id : plan.preempted) ++sequences_.at(id)->request().preemptions;
+  for (SequenceId id : plan.preempted) {
+    ++sequences_.at(id)->request().preemptions;
+    if (recorder_ != nullptr) recorder_->OnPreempted(id);
+  }
   for (SequenceId id : plan.admitted) {
     RequestState& request = sequences_.at(id)->request();
     if (!request.waiting_in_queue) continue;
@@ -415,11 +433,30 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
     for (RequestId id : failed) EndRequest(id, status, /*poisoned=*/true);
     return;
   }
+  if (recorder_ != nullptr) {
+    for (const PassOutcome& pass : outcome.passes) recorder_->OnPass(plan, pass);
+  }
   if (outcome.has_strong_rows) ++step_stats_.strong_steps;
   step_stats_.ride_along_rows += outcome.ride_along_rows;
   const absl::Time emit_start = absl::Now();
   Deliver(outcome);
   step_stats_.emit += absl::Now() - emit_start;
+}
+
+std::shared_ptr<trace::Trace> EngineImpl::MakeTrace(const SampleState& sample,
+                                                    const RequestState& request,
+                                                    const std::string& logits_sha256) const {
+  auto trace = std::make_shared<trace::Trace>();
+  trace->identity.backend = backend_->Describe();
+  trace->identity.numerics = backend_->NumericsTag(Policy::kThroughput).value_or(std::string());
+  trace->determinism = request.request.policy;
+  trace->prompt_tokens = static_cast<int32_t>(request.request.prompt.size());
+  for (int64_t i = 0; i < sample.num_tokens(); ++i) trace->tokens.push_back(sample.TokenAt(i));
+  trace->logit_rows = sample.logit_rows();
+  trace->layers = sample.layers();
+  trace->logits_sha256 = logits_sha256;
+  recorder_->Describe(sample.id(), trace.get());
+  return trace;
 }
 
 void EngineImpl::Deliver(StepOutcome& outcome) {
@@ -445,7 +482,7 @@ void EngineImpl::Deliver(StepOutcome& outcome) {
     } else if (row.is_prompt_row) {
       TakePromptRow(it->second->request(), row);
     } else {
-      TakeSampledRow(*it->second, row.sampled);
+      TakeSampledRow(*it->second, row);
     }
   }
 }
@@ -456,7 +493,8 @@ void EngineImpl::TakePromptRow(RequestState& request, RowOutcome& row) {
   request.prompt_logprobs_done = row.position + 1;
 }
 
-void EngineImpl::TakeSampledRow(SampleState& sample, const kernels::SampledRow& sampled) {
+void EngineImpl::TakeSampledRow(SampleState& sample, RowOutcome& row) {
+  const kernels::SampledRow& sampled = row.sampled;
   RequestState& request = sample.request();
   const int32_t index = sample.index();
   const SequenceId sequence = sample.id();
@@ -470,6 +508,7 @@ void EngineImpl::TakeSampledRow(SampleState& sample, const kernels::SampledRow& 
   }
   std::optional<FinishedEvent> finished;
   DeltaEvent delta = sample.TakeToken(sampled, finished);
+  if (request.request.trace_layers) sample.KeepLayers(std::move(row.layers));
   ++request.output_tokens;
   ++step_stats_.generated_tokens;
   request.sink->OnDelta(std::move(delta));
@@ -481,6 +520,9 @@ void EngineImpl::TakeSampledRow(SampleState& sample, const kernels::SampledRow& 
   if (!finished.has_value()) {
     scheduler_->AppendToken(sequence, sampled.token);
     return;
+  }
+  if (request.request.trace) {
+    finished->trace = MakeTrace(sample, request, finished->logits_sha256);
   }
   request.sink->OnFinished(*std::move(finished));
   EndSample(request, index);
@@ -498,6 +540,7 @@ void EngineImpl::TakeClaimRow(SampleState& sample, const kernels::SampledRow& sa
 void EngineImpl::EndSample(RequestState& request, int32_t index) {
   const auto it = request.samples.find(index);
   scheduler_->Remove(it->second->id());
+  if (recorder_ != nullptr) recorder_->OnRemoved(it->second->id());
   sequences_.erase(it->second->id());
   request.samples.erase(it);
   if (request.samples.empty() && request.next_sample == request.request.sampling.n) {
@@ -511,6 +554,7 @@ void EngineImpl::EndRequest(RequestId id, const absl::Status& status, bool poiso
   RequestState& request = *it->second;
   for (const auto& [index, sample] : request.samples) {
     scheduler_->Remove(sample->id(), poisoned);
+    if (recorder_ != nullptr) recorder_->OnRemoved(sample->id());
     sequences_.erase(sample->id());
   }
   request.samples.clear();

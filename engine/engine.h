@@ -25,6 +25,7 @@ struct EngineConfig {
   kernels::ActivationType throughput_activations = kernels::ActivationType::kF32;
   int32_t max_logprobs = 20;  // largest accepted logprobs / prompt_logprobs
   int32_t max_n = 64;         // largest accepted n
+  bool allow_traces = false;  // record what traces need; without it requests for one are refused
 };
 
 struct StepStatistics {

@@ -34,6 +34,15 @@ class FaultyBackend final : public kernels::Backend {
     return inner_->CopyToHost(host, device, size_bytes);
   }
   absl::Status Synchronize() override { return inner_->Synchronize(); }
+  std::string GemmKernel(const kernels::NumericMode& mode, const kernels::WeightMatrix& weight,
+                         int64_t tokens) const override {
+    return inner_->GemmKernel(mode, weight, tokens);
+  }
+  std::vector<kernels::AttentionCut> AttentionCuts(
+      const kernels::NumericMode& mode, const kernels::KvCacheConfig& cache, int64_t num_heads,
+      absl::Span<const kernels::SequenceSpan> spans) const override {
+    return inner_->AttentionCuts(mode, cache, num_heads, spans);
+  }
   absl::StatusOr<std::unique_ptr<kernels::WeightMatrix>> LoadMatrix(
       absl::Span<const kernels::StoredMatrix> parts,
       const kernels::LoadMatrixOptions& options) override {

@@ -13,6 +13,7 @@
 #include "kernels/numerics/row_fingerprint.h"
 #include "kernels/ops/policy.h"
 #include "kernels/ops/sampling.h"
+#include "trace/trace.h"
 
 namespace verbatim::engine {
 
@@ -57,6 +58,8 @@ struct GenerationRequest {
   kernels::Policy policy = kernels::Policy::kPortable;
   std::string cache_salt;
   bool read_prefix_cache = true;
+  bool trace = false;         // record what decided the bits (FinishedEvent::trace)
+  bool trace_layers = false;  // and a fingerprint of every output token's row after each layer
   absl::Time deadline = absl::InfiniteFuture();
   bool keep_record = false;  // FinishedEvent::record is filled
   // Set: nothing is generated. One forward pass over prompt and claimed output recomputes the rows,
@@ -106,6 +109,8 @@ struct FinishedEvent {
   std::string logits_sha256;  // hex
   float min_top_margin = 0;
   std::shared_ptr<const AnswerRecord> record;  // when asked for
+  // Of requests that asked for it; version and weights of its identity are left to the receiver.
+  std::shared_ptr<trace::Trace> trace;
 };
 
 struct UsageEvent {

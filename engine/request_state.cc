@@ -100,7 +100,9 @@ DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
   const SamplingOptions& s = request_.request.sampling;
   Advance(sampled.token);
   hash_.Add(sampled.fingerprint);
-  if (request_.request.keep_record) rows_.push_back(sampled.fingerprint);
+  if (request_.request.keep_record || request_.request.trace) {
+    rows_.push_back(sampled.fingerprint);
+  }
   min_top_margin_ = std::min(min_top_margin_, sampled.top_margin);
 
   DeltaEvent delta;
@@ -146,7 +148,7 @@ DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
     record->seed = request_.seed;
     record->max_output_tokens = request_.max_output_tokens;
     record->output = output_;
-    record->rows = std::move(rows_);
+    record->rows = rows_;
     end.record = std::move(record);
   }
   finished = std::move(end);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -44,6 +45,13 @@ class SampleState {
   // Prompt, then generated tokens.
   int32_t TokenAt(int64_t position) const;
   int64_t num_tokens() const;
+  // One per output token; kept only for traces.
+  const std::vector<numerics::RowFingerprint>& logit_rows() const { return rows_; }
+  // [output tokens][layers], for traces that want them.
+  void KeepLayers(std::vector<numerics::RowFingerprint> layers) {
+    layers_.push_back(std::move(layers));
+  }
+  const std::vector<std::vector<numerics::RowFingerprint>>& layers() const { return layers_; }
   int64_t num_output_tokens() const { return static_cast<int64_t>(output_.size()); }
 
  private:
@@ -61,7 +69,8 @@ class SampleState {
   model::StreamDetokenizer detokenizer_;
   StopMatcher stop_matcher_;
   LogitsHash hash_;
-  std::vector<numerics::RowFingerprint> rows_;  // kept only for a record
+  std::vector<numerics::RowFingerprint> rows_;  // kept only for a record or a trace
+  std::vector<std::vector<numerics::RowFingerprint>> layers_;
   float min_top_margin_ = std::numeric_limits<float>::infinity();
 };
 

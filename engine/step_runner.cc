@@ -25,6 +25,8 @@ void StepRunner::Pass::Clear() {
   logit_rows.clear();
   sampling_rows.clear();
   rows.clear();
+  outcome.spans.clear();
+  outcome.sampled_rows.clear();
 }
 
 StepRunner::Pass& StepRunner::PassOf(Policy policy, bool has_pinned, bool has_portable) {
@@ -34,7 +36,9 @@ StepRunner::Pass& StepRunner::PassOf(Policy policy, bool has_pinned, bool has_po
   return throughput_;
 }
 
-void StepRunner::AddSpan(const scheduler::ScheduledSpan& span, SampleState& sample, Pass& pass) {
+void StepRunner::AddSpan(const scheduler::StepPlan& plan, size_t index, SampleState& sample,
+                         Pass& pass) {
+  const scheduler::ScheduledSpan& span = plan.spans[index];
   RequestState& request = sample.request();
   const int32_t first_row = static_cast<int32_t>(pass.batch.tokens.size());
   pass.batch.spans.push_back({.first_row = first_row,
@@ -63,6 +67,8 @@ void StepRunner::AddSpan(const scheduler::ScheduledSpan& span, SampleState& samp
       pass.rows.push_back({.sample = &sample, .position = position, .is_claim_row = true});
     }
   }
+  pass.outcome.spans.push_back(static_cast<int32_t>(index));
+  pass.outcome.sampled_rows.push_back(span.samples ? static_cast<int32_t>(pass.rows.size()) : -1);
   if (span.samples && request.verification == nullptr) {
     pass.logit_rows.push_back(first_row + span.num_tokens - 1);
     pass.sampling_rows.push_back(sample.NextRow());
@@ -80,11 +86,12 @@ void StepRunner::Gather(const scheduler::StepPlan& plan,
     has_pinned = has_pinned || policy == Policy::kPinned;
     has_portable = has_portable || policy == Policy::kPortable;
   }
-  for (const scheduler::ScheduledSpan& span : plan.spans) {
+  for (size_t i = 0; i < plan.spans.size(); ++i) {
+    const scheduler::ScheduledSpan& span = plan.spans[i];
     SampleState& sample = *sequences.at(span.sequence);
     const Policy policy = sample.request().request.policy;
     Pass& pass = PassOf(policy, has_pinned, has_portable);
-    AddSpan(span, sample, pass);
+    AddSpan(plan, i, sample, pass);
     if (policy == Policy::kThroughput && &pass != &throughput_) {
       outcome.ride_along_rows += span.num_tokens;
     }
@@ -106,10 +113,33 @@ void StepRunner::PrepareClaimRows(Pass& pass, size_t begin, size_t count) {
   }
 }
 
+absl::Status StepRunner::Forward(Pass& pass) {
+  class LayerWatch final : public model::ForwardObserver {
+   public:
+    void OnOutput(const model::ObservedRows& output) override {
+      if (output.operation != model::Operation::kDown) return;
+      for (const auto& [row, layers] : wanted) {
+        layers->push_back(numerics::FingerprintRow(output.data + row * output.stride, output.cols));
+      }
+    }
+    std::vector<std::pair<int32_t, std::vector<numerics::RowFingerprint>*>> wanted;
+  } watch;
+  for (size_t i = 0; i < pass.rows.size(); ++i) {
+    RowOutcome& row = pass.rows[i];
+    if (!row.is_prompt_row && row.sample->request().request.trace_layers) {
+      watch.wanted.emplace_back(pass.logit_rows[i], &row.layers);
+    }
+  }
+  if (!watch.wanted.empty()) transformer_.set_observer(&watch);
+  absl::Status status = transformer_.Forward(pass.batch, pass.mode, cache_);
+  transformer_.set_observer(nullptr);
+  return status;
+}
+
 absl::Status StepRunner::RunPass(Pass& pass, StepOutcome& outcome) {
   if (pass.batch.rows() == 0) return absl::OkStatus();
   const absl::Time start = absl::Now();
-  absl::Status status = transformer_.Forward(pass.batch, pass.mode, cache_);
+  absl::Status status = Forward(pass);
   outcome.model_time += absl::Now() - start;
   if (!status.ok()) return status;
   const size_t slice = static_cast<size_t>(transformer_.options().max_logit_rows);
@@ -136,6 +166,9 @@ absl::Status StepRunner::RunPass(Pass& pass, StepOutcome& outcome) {
     pass.rows[i].sampled = std::move(sampled_[i]);
     outcome.rows.push_back(std::move(pass.rows[i]));
   }
+  pass.outcome.mode = pass.mode;
+  pass.outcome.logit_rows = static_cast<int32_t>(pass.rows.size());
+  outcome.passes.push_back(pass.outcome);
   return absl::OkStatus();
 }
 

@@ -34,6 +34,17 @@ struct RowOutcome {
   bool is_prompt_row = false;  // a prompt log-probability, not a drawn token
   bool is_claim_row = false;   // recomputes a token of a claim
   kernels::SampledRow sampled;
+  // [layers] of the residual row after each layer; empty unless the request wants them traced.
+  std::vector<numerics::RowFingerprint> layers;
+};
+
+// One forward pass of a step.
+struct PassOutcome {
+  kernels::NumericMode mode;
+  std::vector<int32_t> spans;         // of the plan, in the order of its rows
+  std::vector<int32_t> sampled_rows;  // by span: among the pass's logit rows, the one that gave it
+                                      // its token; −1: none did
+  int32_t logit_rows = 0;
 };
 
 struct StepOutcome {
@@ -43,6 +54,7 @@ struct StepOutcome {
   bool has_strong_rows = false;
   int64_t ride_along_rows = 0;   // throughput rows computed by strong kernels
   std::vector<RowOutcome> rows;  // prompt rows of a span before its sampled row
+  std::vector<PassOutcome> passes;
   absl::Duration model_time, sample_time;
 };
 
@@ -67,6 +79,7 @@ class StepRunner {
     std::vector<int32_t> logit_rows;  // rows of the batch
     std::vector<kernels::SamplingRow> sampling_rows;
     std::vector<RowOutcome> rows;  // parallel to logit_rows
+    PassOutcome outcome;
 
     void Clear();
   };
@@ -75,7 +88,10 @@ class StepRunner {
   Pass& PassOf(kernels::Policy policy, bool has_pinned, bool has_portable);
   void Gather(const scheduler::StepPlan& plan,
               const std::map<scheduler::SequenceId, SampleState*>& sequences, StepOutcome& outcome);
-  static void AddSpan(const scheduler::ScheduledSpan& span, SampleState& sample, Pass& pass);
+  static void AddSpan(const scheduler::StepPlan& plan, size_t index, SampleState& sample,
+                      Pass& pass);
+  // Runs the layers, taking fingerprints of the rows whose requests want them.
+  absl::Status Forward(Pass& pass);
   absl::Status RunPass(Pass& pass, StepOutcome& outcome);
   // Fills in the sampling rows of claims among rows [begin, begin + count). Each needs its own
   // token counts, so they are made for one slice at a time.

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -64,6 +65,17 @@ class Backend {
   virtual absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) = 0;
   virtual absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) = 0;
   virtual absl::Status Synchronize() = 0;
+
+  // What an operation would decide for a shape: the same functions that the operations ask, so that
+  // a record of them says what decided the bits. Nothing is computed. GemmKernel: a short name of
+  // the kernel that multiplies `tokens` rows. AttentionCuts: the stretches that are computed in
+  // pieces; none for the strong policies, whose cuts are the contract's. The spans' pages are not
+  // read and may be null.
+  virtual std::string GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
+                                 int64_t tokens) const = 0;
+  virtual std::vector<AttentionCut> AttentionCuts(const NumericMode& mode,
+                                                  const KvCacheConfig& cache, int64_t num_heads,
+                                                  absl::Span<const SequenceSpan> spans) const = 0;
 
   // Packs matrices that share `cols`, their rows concatenated in order (fused QKV, gate and up).
   // The stored bytes must outlive the result (a backend may keep reading them). Formats may differ

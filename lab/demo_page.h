@@ -3,14 +3,12 @@
 
 #include <string>
 
-#include "absl/status/status.h"
 #include "nlohmann/json.hpp"
+#include "report/html_page.h"
 
 namespace verbatim::lab {
 
-// `data` as JavaScript source that may stand inside a <script> element, whatever its strings hold:
-// no '<', '>' or '&' and no line separators remain, and invalid UTF-8 is replaced.
-std::string ScriptSafeJson(const nlohmann::json& data);
+using report::ScriptSafeJson;
 
 std::string DemoPage(const nlohmann::json& data);
 

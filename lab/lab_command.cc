@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lab/demo_command.h"
+#include "lab/replay_study.h"
 #include "lab/serving_bench.h"
 
 namespace verbatim::lab {
@@ -18,6 +19,7 @@ struct Experiment {
 
 constexpr Experiment kExperiments[] = {
     {"demo", "the same prompts in every mode: texts, logit bits and speed", RunDemo},
+    {"replay-study", "recorded answers of throughput mode, repeated bit by bit", RunReplayStudy},
     {"serving-bench", "tokens per second of every mode, end to end", RunServingBench},
 };
 

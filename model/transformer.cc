@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/numerics/rope_table.h"
 
 namespace verbatim::model {
@@ -43,6 +44,38 @@ absl::StatusOr<std::unique_ptr<WeightMatrix>> LoadMatrix(
 }
 
 }  // namespace
+
+std::string_view NameOf(Operation operation) {
+  switch (operation) {
+    case Operation::kEmbedding:
+      return "embedding";
+    case Operation::kAttnNorm:
+      return "attention norm";
+    case Operation::kQkv:
+      return "qkv gemm";
+    case Operation::kQkNorm:
+      return "query and key norm";
+    case Operation::kRope:
+      return "rotary embedding";
+    case Operation::kAttention:
+      return "attention";
+    case Operation::kAttnOutput:
+      return "attention output gemm";
+    case Operation::kFfnNorm:
+      return "feed-forward norm";
+    case Operation::kGateUp:
+      return "gate and up gemm";
+    case Operation::kSwiGlu:
+      return "SwiGLU";
+    case Operation::kDown:
+      return "down gemm";
+    case Operation::kFinalNorm:
+      return "final norm";
+    case Operation::kLogits:
+      return "logits gemm";
+  }
+  return "unknown";
+}
 
 void ForwardBatch::Clear() {
   tokens.clear();
@@ -200,6 +233,7 @@ absl::Status Transformer::Forward(const ForwardBatch& batch, const NumericMode& 
                                .num_tokens = rows,
                                .y = Floats(x_)});
   if (!status.ok()) return status;
+  Observe(Operation::kEmbedding, -1, Floats(x_), rows, config_.hidden_size);
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     status = RunLayer(i, batch, mode, cache);
     if (!status.ok()) {
@@ -233,6 +267,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                                           .cols = hidden,
                                           .eps = eps});
   if (!status.ok()) return status;
+  Observe(Operation::kAttnNorm, index, normed, rows, hidden);
   status = backend_.Gemm({.mode = mode,
                           .weight = layer.qkv.get(),
                           .tokens = rows,
@@ -243,6 +278,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .bias = Floats(layer.qkv_bias),
                           .round_output = round});
   if (!status.ok()) return status;
+  Observe(Operation::kQkv, index, qkv, rows, qkv_size());
   if (config_.qk_norm) {
     status = backend_.RmsNorm({.mode = mode,
                                .x = qkv,
@@ -267,6 +303,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                                .cols = config_.head_dim,
                                .eps = eps});
     if (!status.ok()) return status;
+    Observe(Operation::kQkNorm, index, qkv, rows, qkv_size());
   }
   status = backend_.Rope({.mode = mode,
                           .qkv = qkv,
@@ -280,6 +317,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .cos_table = Floats(cos_),
                           .sin_table = Floats(sin_)});
   if (!status.ok()) return status;
+  Observe(Operation::kRope, index, qkv, rows, qkv_size());
   status = backend_.KvWrite({.mode = mode,
                              .cache = &cache,
                              .layer = index,
@@ -300,6 +338,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                                .scale = static_cast<float>(scale),
                                .spans = batch.spans});
   if (!status.ok()) return status;
+  Observe(Operation::kAttention, index, Floats(attended_), rows, q_size());
   status = backend_.Gemm({.mode = mode,
                           .weight = layer.o.get(),
                           .tokens = rows,
@@ -310,6 +349,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .residual = x,
                           .round_output = round});
   if (!status.ok()) return status;
+  Observe(Operation::kAttnOutput, index, x, rows, hidden);
   status = backend_.RmsNorm({.mode = mode,
                              .x = x,
                              .x_stride = hidden,
@@ -320,6 +360,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                              .cols = hidden,
                              .eps = eps});
   if (!status.ok()) return status;
+  Observe(Operation::kFfnNorm, index, normed, rows, hidden);
   status = backend_.Gemm({.mode = mode,
                           .weight = layer.gate_up.get(),
                           .tokens = rows,
@@ -329,21 +370,26 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .y_stride = 2 * config_.intermediate_size,
                           .round_output = round});
   if (!status.ok()) return status;
+  Observe(Operation::kGateUp, index, Floats(gate_up_), rows, 2 * config_.intermediate_size);
   status = backend_.SwiGlu({.mode = mode,
                             .gate_up = Floats(gate_up_),
                             .y = Floats(act_),
                             .tokens = rows,
                             .cols = config_.intermediate_size});
   if (!status.ok()) return status;
-  return backend_.Gemm({.mode = mode,
-                        .weight = layer.down.get(),
-                        .tokens = rows,
-                        .x = Floats(act_),
-                        .x_stride = config_.intermediate_size,
-                        .y = x,
-                        .y_stride = hidden,
-                        .residual = x,
-                        .round_output = round});
+  Observe(Operation::kSwiGlu, index, Floats(act_), rows, config_.intermediate_size);
+  status = backend_.Gemm({.mode = mode,
+                          .weight = layer.down.get(),
+                          .tokens = rows,
+                          .x = Floats(act_),
+                          .x_stride = config_.intermediate_size,
+                          .y = x,
+                          .y_stride = hidden,
+                          .residual = x,
+                          .round_output = round});
+  if (!status.ok()) return status;
+  Observe(Operation::kDown, index, x, rows, hidden);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<const float*> Transformer::ComputeLogits(absl::Span<const int32_t> rows,
@@ -374,6 +420,7 @@ absl::StatusOr<const float*> Transformer::ComputeLogits(absl::Span<const int32_t
                              .cols = hidden,
                              .eps = static_cast<float>(config_.rms_norm_eps)});
   if (!status.ok()) return status;
+  Observe(Operation::kFinalNorm, -1, Floats(gathered_normed_), count, hidden);
   status = backend_.Gemm({.mode = mode,
                           .weight = lm_head_ ? lm_head_.get() : embed_.get(),
                           .tokens = count,
@@ -382,7 +429,34 @@ absl::StatusOr<const float*> Transformer::ComputeLogits(absl::Span<const int32_t
                           .y = Floats(logits_),
                           .y_stride = config_.vocab_size});
   if (!status.ok()) return status;
+  Observe(Operation::kLogits, -1, Floats(logits_), count, config_.vocab_size);
   return Floats(logits_);
+}
+
+std::vector<std::pair<std::string, std::string>> Transformer::GemmKernels(const NumericMode& mode,
+                                                                          int64_t rows,
+                                                                          bool logits) const {
+  if (logits) {
+    const WeightMatrix& head = lm_head_ ? *lm_head_ : *embed_;
+    return {{"lm_head", backend_.GemmKernel(mode, head, rows)}};
+  }
+  // Runs of equal names over the layers; one run needs no length.
+  const auto over_layers = [&](std::unique_ptr<WeightMatrix> Layer::*matrix) {
+    std::vector<std::pair<std::string, int>> runs;
+    for (const Layer& layer : layers_) {
+      std::string kernel = backend_.GemmKernel(mode, *(layer.*matrix), rows);
+      if (runs.empty() || runs.back().first != kernel) runs.emplace_back(std::move(kernel), 0);
+      ++runs.back().second;
+    }
+    if (runs.size() == 1) return runs[0].first;
+    return absl::StrJoin(runs, "+", [](std::string* out, const auto& run) {
+      absl::StrAppend(out, run.first, "*", run.second);
+    });
+  };
+  return {{"qkv", over_layers(&Layer::qkv)},
+          {"o", over_layers(&Layer::o)},
+          {"gate_up", over_layers(&Layer::gate_up)},
+          {"down", over_layers(&Layer::down)}};
 }
 
 int64_t Transformer::weight_bytes() const {

@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,6 +25,44 @@ struct ForwardBatch {
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   void Clear();
+};
+
+// Operations of the forward pass whose outputs an observer sees, in the order in which a layer runs
+// them. Without query and key norms kQkNorm does not occur.
+enum class Operation : uint8_t {
+  kEmbedding,
+  kAttnNorm,
+  kQkv,
+  kQkNorm,
+  kRope,
+  kAttention,
+  kAttnOutput,  // of the attention block: product with o, plus the residual stream
+  kFfnNorm,
+  kGateUp,
+  kSwiGlu,
+  kDown,  // of the layer: product with down, plus the residual stream
+  kFinalNorm,
+  kLogits,
+};
+inline constexpr int kNumOperations = 13;
+std::string_view NameOf(Operation operation);  // "attention output gemm"
+
+// One operation's output. Embedding, final norm and logits have layer −1. Rows are those of the
+// batch, or of ComputeLogits for the last two.
+struct ObservedRows {
+  Operation operation = Operation::kEmbedding;
+  int64_t layer = -1;
+  const float* data = nullptr;  // [rows, cols], row stride `stride` elements; the backend's memory
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;
+};
+
+class ForwardObserver {
+ public:
+  virtual ~ForwardObserver() = default;
+  // Called after each operation, before the next one runs.
+  virtual void OnOutput(const ObservedRows& output) = 0;
 };
 
 struct TransformerOptions {
@@ -49,6 +90,16 @@ class Transformer {
   absl::StatusOr<const float*> ComputeLogits(absl::Span<const int32_t> rows,
                                              const kernels::NumericMode& mode);
 
+  // The kernel that each matrix product of Forward (rows = the batch's), or of ComputeLogits with
+  // that many rows, would run on: "qkv", "o", "gate_up", "down" or "lm_head" with the kernel's
+  // name, or with runs of it where layers differ ("onednn*2+bf16*28").
+  std::vector<std::pair<std::string, std::string>> GemmKernels(const kernels::NumericMode& mode,
+                                                               int64_t rows, bool logits) const;
+
+  // Sees every operation's output from now on; null (the default): nobody does. Must outlive its
+  // use.
+  void set_observer(ForwardObserver* observer) { observer_ = observer; }
+
   const ModelConfig& config() const { return config_; }
   const TransformerOptions& options() const { return options_; }
   // All packed copies of the weights together.
@@ -72,6 +123,11 @@ class Transformer {
                         kernels::KvCache& cache);
   absl::StatusOr<std::unique_ptr<kernels::Buffer>> Upload(const std::vector<float>& values);
 
+  void Observe(Operation operation, int64_t layer, const float* data, int64_t rows, int64_t cols) {
+    if (observer_ == nullptr) return;
+    observer_->OnOutput({operation, layer, data, rows, cols, cols});
+  }
+
   int64_t q_size() const { return config_.num_heads * config_.head_dim; }
   int64_t kv_size() const { return config_.num_kv_heads * config_.head_dim; }
   int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
@@ -88,6 +144,7 @@ class Transformer {
       act_;
   std::unique_ptr<kernels::Buffer> row_index_, gathered_, gathered_normed_, logits_;
   int64_t last_rows_ = 0;
+  ForwardObserver* observer_ = nullptr;
 };
 
 }  // namespace verbatim::model

@@ -47,6 +47,10 @@ void GenerateCall::Begin(const grpc::ByteBuffer& request) {
       ConvertGenerateRequest(request_, service_->limits);
   if (!converted.ok()) return Fail(converted.status());
   prepared_ = *std::move(converted);
+  if (prepared_.trace) {
+    queue_.set_trace_identity(service_->server_info.version(),
+                              service_->model_info.weights_sha256());
+  }
   if (context_->deadline() != std::chrono::system_clock::time_point::max()) {
     prepared_.deadline = absl::FromChrono(context_->deadline());
   }

@@ -221,6 +221,11 @@ absl::StatusOr<engine::GenerationRequest> ConvertGenerateRequest(const v1::Gener
   }
   out.cache_salt = request.cache_salt();
   out.read_prefix_cache = !request.disable_prefix_cache();
+  if (!v1::TraceLevel_IsValid(request.trace())) {
+    return Invalid("trace", absl::StrCat("unknown value ", static_cast<int>(request.trace())));
+  }
+  out.trace = request.trace() != v1::TRACE_LEVEL_NONE;
+  out.trace_layers = request.trace() == v1::TRACE_LEVEL_LAYERS;
   if (request.request_id().size() > static_cast<size_t>(kMaxRequestIdBytes)) {
     return Invalid("request_id", absl::StrCat(request.request_id().size(), " bytes; at most ",
                                               kMaxRequestIdBytes));

@@ -6,11 +6,15 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "model/utf8.h"
 
 namespace verbatim::server {
 namespace {
+
+// Clients refuse messages above 4 MiB by default.
+constexpr int64_t kMaxTraceMessageBytes = int64_t{7} << 19;
 
 // About what a log-probability with its token text takes on the wire.
 constexpr int64_t kLogprobBytes = 32;
@@ -108,7 +112,6 @@ std::optional<v1::GenerateResponse> ResponseQueue::Pop() {
   Event event = std::move(events_.front());
   events_.pop_front();
   if (auto* response = std::get_if<v1::GenerateResponse>(&event)) return std::move(*response);
-
   v1::GenerateResponse response;
   if (auto* positions = std::get_if<std::vector<engine::PositionLogprobs>>(&event)) {
     v1::PromptLogprobs* out = response.mutable_prompt_logprobs();
@@ -145,10 +148,24 @@ void ResponseQueue::ToProto(const engine::FinishedEvent& in, v1::Finished* out) 
   out->set_output_tokens(in.output_tokens);
   out->set_logits_sha256(in.logits_sha256);
   out->set_min_top_margin(in.min_top_margin);
+  if (in.trace != nullptr) ToProto(*in.trace, out->mutable_trace());
   if (!make_receipt_ || in.record == nullptr) return;
   if (std::optional<v1::Receipt> receipt = make_receipt_(in)) {
     *out->mutable_receipt() = *std::move(receipt);
   }
+}
+
+void ResponseQueue::ToProto(trace::Trace& in, v1::DecisionTrace* out) const {
+  in.identity.version = trace_version_;
+  in.identity.weights_sha256 = trace_weights_sha256_;
+  std::string json = trace::ToJson(in);
+  if (static_cast<int64_t>(json.size()) > kMaxTraceMessageBytes) {
+    in.DropSteps(absl::StrCat("its steps take ", json.size(), " bytes, a message at most ",
+                              kMaxTraceMessageBytes));
+    json = trace::ToJson(in);
+  }
+  out->set_not_replayable(in.not_replayable);
+  out->set_json(std::move(json));
 }
 
 void ResponseQueue::ToProto(const engine::PositionLogprobs& in, v1::PositionLogprobs* out) const {

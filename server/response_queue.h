@@ -5,13 +5,16 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "engine/generation.h"
 #include "model/tokenizer.h"
+#include "trace/trace.h"
 #include "verbatim/v1/verbatim.pb.h"
 
 namespace verbatim::server {
@@ -39,6 +42,12 @@ class ResponseQueue {
   std::optional<v1::GenerateResponse> Pop();
   void Clear();
 
+  // What traces say of this server; to be set before the end of a traced sample is pushed.
+  void set_trace_identity(std::string version, std::string weights_sha256) {
+    trace_version_ = std::move(version);
+    trace_weights_sha256_ = std::move(weights_sha256);
+  }
+
   bool empty() const { return events_.empty(); }
   size_t size() const { return events_.size(); }
   // Estimated size of the queued deltas on the wire.
@@ -53,6 +62,8 @@ class ResponseQueue {
                              engine::FinishedEvent>;
 
   void ToProto(const engine::FinishedEvent& in, v1::Finished* out) const;
+  // Traces become JSON only when their turn comes, on the thread that sends them.
+  void ToProto(trace::Trace& in, v1::DecisionTrace* out) const;
   void ToProto(const engine::PositionLogprobs& in, v1::PositionLogprobs* out) const;
   void ToProto(const kernels::TokenLogprob& in, v1::TokenLogprob* out) const;
 
@@ -60,6 +71,7 @@ class ResponseQueue {
   MakeReceipt make_receipt_;
   std::deque<Event> events_;
   int64_t delta_bytes_ = 0;
+  std::string trace_version_, trace_weights_sha256_;
 };
 
 }  // namespace verbatim::server

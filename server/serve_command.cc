@@ -21,6 +21,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "engine/engine.h"
+#include "engine/version.h"
 #include "google/protobuf/stubs/logging.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/chat_template.h"
@@ -30,7 +31,6 @@
 #include "server/grpc_server.h"
 #include "server/server_config.h"
 #include "server/unary_calls.h"
-#include "server/version.h"
 #include "server/write_thread.h"
 
 namespace verbatim::server {
@@ -192,7 +192,7 @@ void FillContext(const ServerConfig& config, const flags::FlagSet& flags, absl::
   context.request_id_prefix = absl::StrFormat("req-%08x-", std::random_device()());
 
   v1::GetServerInfoResponse& info = context.server_info;
-  info.set_version(kServerVersion);
+  info.set_version(engine::kVersion);
   info.set_backend(serving->backend_description);
   FillPolicies(*serving->engine, &info);
   info.set_default_determinism(static_cast<v1::Determinism>(config.DefaultPolicy()));
@@ -236,7 +236,7 @@ absl::Status Start(ServerConfig* config, const flags::FlagSet& flags, absl::Time
   serving->text_workers = std::make_unique<TextWorkers>(/*threads=*/1, /*max_queued=*/256);
   serving->write_thread = std::make_unique<WriteThread>();
   serving->receipts = std::make_unique<ReceiptIssuer>(
-      ReceiptIdentity{kServerVersion, config->served_model_name, weights_sha256,
+      ReceiptIdentity{engine::kVersion, config->served_model_name, weights_sha256,
                       std::string(serving->tokenizer->fingerprint())},
       *std::move(signing_key));
   if (config->response_cache_mib > 0) {

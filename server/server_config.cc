@@ -88,6 +88,9 @@ flags::FlagSet ServerConfig::Flags() {
             "reported in the answer");
   flags.Add("max-logprobs", &max_logprobs,
             "most log-probabilities per token a request may ask for");
+  flags.Add("allow-traces", &allow_traces,
+            "let requests ask for a record of what decided their bits, which shows how busy the "
+            "server was with others (but not with what)");
   flags.Add("max-queued-requests", &max_queued_requests,
             "samples that may wait; more are refused with RESOURCE_EXHAUSTED");
   flags.Add("max-queued-tokens", &max_queued_tokens,
@@ -253,6 +256,7 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
   out.throughput_activations =
       dtype == "bfloat16" ? kernels::ActivationType::kBF16 : kernels::ActivationType::kF32;
   out.max_logprobs = max_logprobs;
+  out.allow_traces = allow_traces;
   return out;
 }
 

@@ -49,6 +49,7 @@ struct ServerConfig {
   bool receipts = true;
   std::string receipt_signing_key;  // a PEM file; empty: receipts are not signed
   int64_t response_cache_mib = 0;   // 0: off
+  bool allow_traces = false;
   double drain_timeout_s = 30;
 
   // The flags of `verbatim serve`; they write into `this`, which must outlive the result.

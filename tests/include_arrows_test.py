@@ -18,15 +18,18 @@ ALLOWED = {
     "kernels/cuda": ["kernels/numerics", "kernels/ops", "kernels"],
     "model": ["kernels/numerics", "kernels/ops", "kernels"],
     "scheduler": [],
-    "engine": ["model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
+    "trace": ["model", "kernels/numerics", "kernels/ops"],
+    "engine": ["trace", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
     "receipt": ["model", "kernels/numerics", "proto"],
     "proto": [],
     "flags": [],
-    "server": ["receipt", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
-    "client": ["receipt", "proto", "flags"],
-    "lab": ["client", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
+    "report": [],
+    "replay": ["report", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "flags"],
+    "server": ["receipt", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
+    "client": ["receipt", "proto", "flags", "report"],
+    "lab": ["client", "report", "replay", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
     "verify": ["server", "client", "receipt", "engine", "model", "scheduler", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
-    "cli": ["server", "client", "lab", "verify", "flags"],
+    "cli": ["server", "client", "replay", "lab", "verify", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]

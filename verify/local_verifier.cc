@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "server/receipt_check.h"
-#include "server/version.h"
+#include "engine/version.h"
 
 namespace verbatim::verify {
 namespace {
@@ -87,7 +87,7 @@ absl::StatusOr<std::unique_ptr<LocalVerifier>> LocalVerifier::Create(
                                        *verifier->tokenizer_);
   if (!engine.ok()) return engine.status();
   verifier->engine_ = *std::move(engine);
-  verifier->identity_ = {.server_version = server::kServerVersion,
+  verifier->identity_ = {.server_version = engine::kVersion,
                          .weights_sha256 = fingerprint.get(),
                          .tokenizer_sha256 = std::string(verifier->tokenizer_->fingerprint())};
   return verifier;

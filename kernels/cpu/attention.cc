@@ -2,6 +2,7 @@
 #include "kernels/cpu/attention.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -113,6 +114,37 @@ absl::Status Attention(const CpuContext& context, const AttentionParams& params)
                 join.state_elements, plan.begins.data() + join.first_begin, join.count);
   }
   return absl::OkStatus();
+}
+
+std::vector<AttentionCut> AttentionCuts(const CpuContext& context, const NumericMode& mode,
+                                        const KvCacheConfig& cache, int64_t num_heads,
+                                        absl::Span<const SequenceSpan> spans) {
+  std::vector<AttentionCut> cuts;
+  if (IsStrong(mode.policy)) return cuts;
+  AttentionPlan plan;
+  PlanAttention({.num_kv_heads = cache.num_kv_heads,
+                 .heads_per_kv = num_heads / cache.num_kv_heads,
+                 .v_stride = 0,  // sizes states, decides no cut
+                 .strong = false},
+                spans, context.pool->threads(), &plan);
+  for (const AttentionJoin& join : plan.joins) {
+    const AttentionTile& tile = plan.tiles[join.tile];
+    AttentionCut cut;
+    // The plan makes tiles in span order; a tile knows its span by its first batch row.
+    cut.span = static_cast<int32_t>(std::find_if(spans.begin(), spans.end(),
+                                                 [&](const SequenceSpan& span) {
+                                                   return span.num_rows > 0 &&
+                                                          span.first_row == tile.first_row;
+                                                 }) -
+                                    spans.begin());
+    cut.kv_head = static_cast<int32_t>(tile.kv_head);
+    cut.row_begin = static_cast<int32_t>(tile.row_begin);
+    for (int64_t i = 1; i < join.count; ++i) {
+      cut.positions.push_back(static_cast<int32_t>(plan.begins[join.first_begin + i]));
+    }
+    cuts.push_back(std::move(cut));
+  }
+  return cuts;
 }
 
 }  // namespace verbatim::kernels::cpu

@@ -8,7 +8,9 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/embedding.h"
 #include "kernels/cpu/gather_rows.h"
@@ -68,6 +70,22 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(const CpuBackendOpti
 CpuBackend::CpuBackend(const CpuBackendOptions& options, Isa isa, int threads)
     : options_(options), pool_(threads), context_{.pool = &pool_, .isa = isa} {}
 
+absl::StatusOr<CpuBackendOptions> CpuBackend::OptionsOf(const std::string& description) {
+  const std::vector<std::string> words = absl::StrSplit(description, ' ');
+  CpuBackendOptions options;
+  if (words.size() == 4 && words[0] == "cpu" && absl::SimpleAtoi(words[2], &options.threads) &&
+      options.threads >= 1 && options.threads <= kMaxThreads) {
+    for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+      if (words[1] == absl::StrCat(std::string(NameOf(isa)), ",")) options.isa = isa;
+    }
+  }
+  if (!options.isa.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", description, "' does not describe a CPU backend"));
+  }
+  return options;
+}
+
 std::string CpuBackend::Describe() const {
   return absl::StrCat("cpu ", std::string(NameOf(context_.isa)), ", ", pool_.threads(),
                       pool_.threads() == 1 ? " thread" : " threads");
@@ -103,6 +121,17 @@ absl::Status CpuBackend::CopyToHost(void* host, const void* device, size_t size_
 }
 
 absl::Status CpuBackend::Synchronize() { return absl::OkStatus(); }
+
+std::string CpuBackend::GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
+                                   int64_t tokens) const {
+  return std::string(cpu::GemmKernel(context_, mode, weight, tokens));
+}
+
+std::vector<AttentionCut> CpuBackend::AttentionCuts(const NumericMode& mode,
+                                                    const KvCacheConfig& cache, int64_t num_heads,
+                                                    absl::Span<const SequenceSpan> spans) const {
+  return cpu::AttentionCuts(context_, mode, cache, num_heads, spans);
+}
 
 absl::StatusOr<std::unique_ptr<WeightMatrix>> CpuBackend::LoadMatrix(
     absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
@@ -25,6 +26,10 @@ class CpuBackend final : public Backend {
   // instruction set that this machine lacks.
   static absl::StatusOr<std::unique_ptr<Backend>> Create(const CpuBackendOptions& options);
 
+  // The options of the backend that Describe() names thus ("cpu avx512, 2 threads").
+  // INVALID_ARGUMENT for anything that Describe() does not write.
+  static absl::StatusOr<CpuBackendOptions> OptionsOf(const std::string& description);
+
   std::string Describe() const override;
   // The strong policies are the same code here, whatever the instruction set and the threads, and
   // so share one tag.
@@ -34,6 +39,11 @@ class CpuBackend final : public Backend {
   absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) override;
   absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) override;
   absl::Status Synchronize() override;
+  std::string GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
+                         int64_t tokens) const override;
+  std::vector<AttentionCut> AttentionCuts(const NumericMode& mode, const KvCacheConfig& cache,
+                                          int64_t num_heads,
+                                          absl::Span<const SequenceSpan> spans) const override;
 
   absl::StatusOr<std::unique_ptr<WeightMatrix>> LoadMatrix(
       absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) override;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string_view>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -281,6 +282,26 @@ absl::Status Gemm(const CpuContext& context, const GemmParams& params) {
       break;
   }
   return absl::OkStatus();
+}
+
+std::string_view GemmKernel(const CpuContext& context, const NumericMode& mode,
+                            const WeightMatrix& weight, int64_t tokens) {
+  const auto* packed = dynamic_cast<const PackedMatrix*>(&weight);
+  if (packed == nullptr || packed->segments().empty()) return "none";
+  GemmParams params;
+  params.mode = mode;
+  params.tokens = tokens;
+  switch (ChoosePath(context, params, *packed)) {
+    case Path::kTree:
+      return "tree";
+    case Path::kFactored:
+      return "factored";
+    case Path::kBf16:
+      return "bf16";
+    case Path::kLibrary:
+      return "onednn";
+  }
+  return "none";
 }
 
 }  // namespace verbatim::kernels::cpu

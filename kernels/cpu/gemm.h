@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "kernels/cpu/context.h"
@@ -26,5 +27,10 @@ struct GemmOptions {
 // The weight must be a PackedMatrix packed for Gemm on this backend. INVALID_ARGUMENT names the
 // parameter that contradicts it; nothing is written then.
 absl::Status Gemm(const CpuContext& context, const GemmParams& params);
+
+// The kernel that Gemm runs for that many tokens: "tree", "factored", "bf16" or "onednn"; "none"
+// for a weight that it refuses.
+std::string_view GemmKernel(const CpuContext& context, const NumericMode& mode,
+                            const WeightMatrix& weight, int64_t tokens);
 
 }  // namespace verbatim::kernels::cpu

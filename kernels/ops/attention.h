@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "kernels/ops/kv_cache.h"
@@ -36,6 +37,17 @@ struct AttentionParams {
   int64_t num_heads = 0;  // a multiple of the cache's num_kv_heads
   float scale = 1.0f;     // usually 1 / sqrt(head_dim)
   absl::Span<const SequenceSpan> spans;
+};
+
+// A stretch of rows whose KV axis a THROUGHPUT call computes in several pieces that are joined
+// afterwards, which decides the order of their sums.
+struct AttentionCut {
+  int32_t span = 0;  // of the call
+  int32_t kv_head = 0;
+  int32_t row_begin = 0;  // of the stretch, in rows of (position, query head) as they lie in q
+  std::vector<int32_t> positions;  // where the second and later pieces begin, ascending
+
+  bool operator==(const AttentionCut&) const = default;
 };
 
 }  // namespace verbatim::kernels

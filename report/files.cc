@@ -1,5 +1,5 @@
 // Writing and appending to result files.
-#include "client/files.h"
+#include "report/files.h"
 
 #include <cstdio>
 #include <filesystem>
@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace verbatim::client {
+namespace verbatim::report {
 namespace {
 
 void MakeFolderOf(const std::string& path) {
@@ -42,4 +42,4 @@ absl::Status AppendLine(const std::string& path, const std::string& line) {
   return absl::OkStatus();
 }
 
-}  // namespace verbatim::client
+}  // namespace verbatim::report
