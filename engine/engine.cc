@@ -433,7 +433,8 @@ void EngineImpl::Deliver(StepOutcome& outcome) {
 
 void EngineImpl::TakePromptRow(RequestState& request, RowOutcome& row) {
   if (request.prompt_logprobs.empty()) request.prompt_logprobs.push_back({.chosen = {.token = -1}});
-  request.prompt_logprobs.push_back({row.sampled.chosen, std::move(row.sampled.top)});
+  request.prompt_logprobs.push_back(
+      {row.sampled.chosen, std::move(row.sampled.top), row.sampled.fingerprint});
   request.prompt_logprobs_done = row.position + 1;
 }
 

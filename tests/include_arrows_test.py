@@ -19,12 +19,13 @@ ALLOWED = {
     "model": ["kernels/numerics", "kernels/ops", "kernels"],
     "scheduler": [],
     "engine": ["model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
+    "conformance": ["client", "lab", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "proto": [],
     "flags": [],
     "server": ["engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "client": ["proto", "flags"],
     "lab": ["client", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
-    "cli": ["server", "client", "lab", "flags"],
+    "cli": ["server", "client", "lab", "conformance", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]
