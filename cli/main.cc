@@ -5,6 +5,7 @@
 #include "client/bench_command.h"
 #include "client/compare_command.h"
 #include "client/generate_command.h"
+#include "conformance/conformance_command.h"
 #include "lab/lab_command.h"
 #include "server/serve_command.h"
 
@@ -22,13 +23,15 @@ constexpr Subcommand kSubcommands[] = {
     {"compare", "send one prompt many times in both modes and compare the answers",
      verbatim::client::RunCompare},
     {"bench", "measure a running server under load", verbatim::client::RunBench},
+    {"conformance", "check that deterministic answers keep every bit",
+     verbatim::conformance::RunConformance},
     {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };
 
 void PrintUsage(std::FILE* out) {
   std::fputs("usage: verbatim COMMAND [flags]\n\n", out);
   for (const Subcommand& command : kSubcommands) {
-    std::fprintf(out, "  %-10s %s\n", command.name, command.summary);
+    std::fprintf(out, "  %-12s %s\n", command.name, command.summary);
   }
   std::fputs("\n`verbatim COMMAND --help` lists the flags of a command.\n", out);
 }

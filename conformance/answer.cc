@@ -72,8 +72,19 @@ class Counter {
 void CompareOutputs(const SampleAnswer& reference, const SampleAnswer& observed, Counter& counter,
                     Comparison& out) {
   const size_t common = std::min(reference.tokens.size(), observed.tokens.size());
+  const bool has_rows = !reference.rows.empty() && !observed.rows.empty();
+  if (!has_rows) {
+    out.rows_compared += static_cast<int64_t>(common);
+    if (reference.logits_sha256 != observed.logits_sha256) {
+      ++out.rows_differing;
+      counter.Differ("logits", "output", 0, absl::StrCat("chain ", reference.logits_sha256),
+                     absl::StrCat("chain ", observed.logits_sha256));
+    }
+  }
   for (size_t i = 0; i < common; ++i) {
-    counter.Row("output", static_cast<int64_t>(i), reference.rows[i], observed.rows[i]);
+    if (has_rows) {
+      counter.Row("output", static_cast<int64_t>(i), reference.rows[i], observed.rows[i]);
+    }
     ++out.tokens_compared;
     if (reference.tokens[i] != observed.tokens[i]) {
       ++out.tokens_differing;

@@ -14,7 +14,7 @@ namespace verbatim::conformance {
 
 struct SampleAnswer {
   std::vector<int32_t> tokens;
-  std::vector<numerics::RowFingerprint> rows;      // one per token
+  std::vector<numerics::RowFingerprint> rows;  // one per token; empty: only their chain is known
   std::vector<engine::PositionLogprobs> logprobs;  // one per token when asked for, else empty
   engine::FinishReason reason = engine::FinishReason::kStop;
   std::string logits_sha256;
@@ -77,8 +77,9 @@ struct Comparison {
 
 // Compares sample `observed_sample` of `observed` with sample `reference_sample` of `reference`,
 // and, when both samples are 0, the prompt rows that both have. Rows are compared up to and with
-// the first token that differs: behind it the contexts are different texts. Log-probabilities are
-// compared by their bits, as many per position as both have.
+// the first token that differs: behind it the contexts are different texts. Where an answer has no
+// fingerprints, equal chains stand for equal rows, and different ones for one row that differs.
+// Log-probabilities are compared by their bits, as many per position as both have.
 Comparison CompareAnswers(const Answer& reference, int reference_sample, const Answer& observed,
                           int observed_sample);
 

@@ -60,6 +60,7 @@ std::vector<Variant> NeighboursOf(const Scale& scale, Neighbours kind, const std
     variant.traffic.neighbours =
         kind == Neighbours::kVeryLong ? std::min(scale.neighbours, 4) : scale.neighbours;
     variant.traffic.kind = kind;
+    variant.compound = batch > 1;
     if (kind == Neighbours::kNan) variant.engine.pages = {.shuffle = true, .poison = true};
     out.push_back(variant);
   }
@@ -73,6 +74,7 @@ std::vector<Variant> ChunkSizes(const Scale& scale) {
       if (batch > size) continue;
       Variant variant =
           InBatchOf(batch, absl::StrCat(size, " tokens a step, ", batch, " at a time"));
+      variant.compound = batch > 1;
       variant.engine.max_num_batched_tokens = size;
       // Thousands of one-row steps: the shortest subjects are enough.
       if (size < 8) variant.max_subjects = 4;
@@ -86,6 +88,7 @@ std::vector<Variant> CacheStates(CacheState state, const std::string& label) {
   std::vector<Variant> out;
   for (const int batch : {1, 4}) {
     Variant variant = InBatchOf(batch, absl::StrCat(label, ", ", batch, " at a time"));
+    variant.compound = batch > 1;
     variant.traffic.cache = state;
     if (state == CacheState::kEvicted) variant.engine.pool = 2.5;
     if (state == CacheState::kWarmedByOtherPolicy) {

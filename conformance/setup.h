@@ -77,6 +77,8 @@ struct Variant {
     kRestart,  // a new engine in place of the one before
     kReplica,  // an engine of its own from a second reading of the model, beside the base one
   } instance = Instance::kShared;
+  // The perturbation and a second one, a batch: left out where effects are measured one by one.
+  bool compound = false;
   int max_subjects = 0;  // 0: all; otherwise the shortest ones
 };
 

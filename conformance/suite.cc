@@ -289,8 +289,10 @@ absl::StatusOr<Cell> PolicyRun::Run(const Perturbation& perturbation) {
   cell.policy = policy_.name();
   cell.perturbation = perturbation.name;
   cell.what = perturbation.what;
+  cell.numerics_id = base_numerics_id_;
   cell.promised = policy_.strong();
   for (const Variant& variant : perturbation.variants) {
+    if (variant.compound && !policy_.strong()) continue;
     if (absl::Status status = RunVariant(variant, cell); !status.ok()) {
       return absl::Status(status.code(), absl::StrCat(perturbation.name, ", ", variant.label, ": ",
                                                       std::string(status.message())));

@@ -31,7 +31,8 @@ struct PolicyUnderTest {
 // One perturbation under one policy on one model.
 struct Cell {
   std::string model, policy, perturbation, what;
-  bool promised = true;  // false: a difference is no mismatch
+  std::string numerics_id;  // of the base configuration; empty for THROUGHPUT
+  bool promised = true;     // false: a difference is no mismatch
   Comparison result;
   std::array<int64_t, kNumWitnesses> witnessed = {};  // by Witness
   bool exercised = true;                              // what the perturbation is about has happened

@@ -1,0 +1,138 @@
+// `verbatim conformance`: runs the suite, prints its tables and writes its results.
+#include "conformance/conformance_command.h"
+
+#include <chrono>
+#include <cstdio>
+#include <string>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "client/interrupt.h"
+#include "conformance/report.h"
+#include "conformance/server_trials.h"
+#include "conformance/suite_presets.h"
+#include "flags/flag_set.h"
+#include "lab/demo_page.h"
+#include "lab/machine.h"
+
+namespace verbatim::conformance {
+namespace {
+
+struct Flags {
+  std::string model, output = "out/conformance.json", only, server_binary;
+  bool short_form = false, servers = true;
+  uint64_t seed = 1;
+
+  flags::FlagSet Set();
+};
+
+flags::FlagSet Flags::Set() {
+  flags::FlagSet set(
+      "verbatim conformance [--model FILE] [flags]",
+      "Asks the same requests alone and under every perturbation that a deterministic policy "
+      "promises to withstand, and compares the bits of every logit row and log-probability. A "
+      "synthetic model takes most of the work; with --model a file takes its share.");
+  set.Add("model", &model, "checkpoint to try besides the synthetic model, also by real servers");
+  set.Add("short", &short_form, "seconds instead of minutes: less of every axis");
+  set.Add("output", &output, "JSON file to write");
+  set.Add("only", &only, "only perturbations whose name contains this");
+  set.Add("servers", &servers, "with --model: also start server processes");
+  set.Add("seed", &seed, "seed of the random combinations");
+  set.Add("server-binary", &server_binary, "serve with this program instead of this one");
+  return set;
+}
+
+int Fail(int code, const absl::Status& status) {
+  std::fprintf(stderr, "verbatim conformance: %s\n", std::string(status.message()).c_str());
+  return code;
+}
+
+void Say(const std::string& line) {
+  std::fprintf(stderr, "  %s\n", line.c_str());
+  std::fflush(stderr);
+}
+
+void Prepare(const Flags& flags, SuiteOptions* suite) {
+  suite->scale.seed = flags.seed;
+  suite->progress = [model = suite->model_name](const std::string& what) {
+    Say(absl::StrCat(model, ": ", what));
+  };
+  suite->wanted = [only = flags.only](const Perturbation& perturbation) {
+    return absl::StrContains(perturbation.name, only) && !client::Interrupted();
+  };
+}
+
+absl::Status RunAll(const Flags& flags, std::vector<Cell>* cells) {
+  const auto add = [&](absl::StatusOr<std::vector<Cell>> more) {
+    if (!more.ok()) return more.status();
+    for (Cell& cell : *more) cells->push_back(std::move(cell));
+    return client::Interrupted() ? absl::CancelledError("interrupted") : absl::OkStatus();
+  };
+  SuiteOptions synthetic = FullSuite();
+  if (flags.short_form) {
+    const std::vector<PolicyUnderTest> policies = std::move(synthetic.policies);
+    synthetic = ShortSuite();
+    synthetic.policies = policies;
+  }
+  Prepare(flags, &synthetic);
+  if (absl::Status status = add(RunSuite(synthetic)); !status.ok()) return status;
+  if (flags.model.empty()) return absl::OkStatus();
+  SuiteOptions model = ModelSuite(flags.model);
+  if (flags.short_form) model.scale = ShortScale();
+  Prepare(flags, &model);
+  if (absl::Status status = add(RunSuite(model)); !status.ok()) return status;
+  if (!flags.servers || !flags.only.empty()) return absl::OkStatus();
+  return add(RunServerTrials({.server_binary = flags.server_binary,
+                              .model_path = flags.model,
+                              .suite = model,
+                              .progress = model.progress}));
+}
+
+}  // namespace
+
+int RunConformance(int argc, char** argv) {
+  Flags flags;
+  flags::FlagSet set = flags.Set();
+  const auto positional = set.Parse(argc, argv);
+  if (!positional.ok()) return Fail(2, positional.status());
+  if (set.help_requested()) {
+    std::fputs(set.Help().c_str(), stdout);
+    return 0;
+  }
+  if (!positional->empty()) {
+    return Fail(2, absl::InvalidArgumentError(
+                       absl::StrCat("'", positional->front(), "': unexpected argument")));
+  }
+  client::CatchInterrupts();
+  const auto start = std::chrono::steady_clock::now();
+  Report report;
+  report.machine = lab::DescribeMachine();
+  report.version = VERBATIM_VERSION;
+  report.form = flags.short_form ? "short" : "full";
+  report.seed = flags.seed;
+  if (absl::Status status = RunAll(flags, &report.cells); !status.ok()) return Fail(1, status);
+  if (report.cells.empty()) {
+    return Fail(2, absl::InvalidArgumentError(
+                       absl::StrCat("--only: no perturbation's name contains '", flags.only, "'")));
+  }
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%s%s\n%lld comparisons, %lld mismatches, %.0f s\n", PromiseTable(report).c_str(),
+              EffectTable(report).c_str(), static_cast<long long>(report.comparisons()),
+              static_cast<long long>(report.mismatches()), report.seconds);
+  std::fflush(stdout);
+  if (!flags.output.empty()) {
+    const std::string text =
+        ReportJson(report).dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
+    if (absl::Status status = lab::WriteFile(flags.output, text + "\n"); !status.ok()) {
+      return Fail(1, status);
+    }
+    std::printf("wrote %s\n", flags.output.c_str());
+  }
+  if (report.passed()) return 0;
+  std::fprintf(stderr, "\nFAILED: %s\n",
+               report.mismatches() > 0 ? "a promise is broken" : "a perturbation did not happen");
+  return 1;
+}
+
+}  // namespace verbatim::conformance
