@@ -181,8 +181,11 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
     PolicySupport& support = support_[policy];
     absl::StatusOr<std::string> tag = backend_->NumericsTag(policy);
-    support.honoured = tag.ok();
-    if (!tag.ok()) {
+    const auto refused = config_.refused_policies.find(policy);
+    support.honoured = tag.ok() && refused == config_.refused_policies.end();
+    if (refused != config_.refused_policies.end()) {
+      support.refusal = refused->second;
+    } else if (!tag.ok()) {
       support.refusal = std::string(tag.status().message());
     } else if (kernels::IsStrong(policy)) {
       support.numerics_id =

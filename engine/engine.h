@@ -25,6 +25,8 @@ struct EngineConfig {
   kernels::ActivationType throughput_activations = kernels::ActivationType::kF32;
   int32_t max_logprobs = 20;  // largest accepted logprobs / prompt_logprobs
   int32_t max_n = 64;         // largest accepted n
+  // Policies that the operator does not allow, and the reason as the refusal gives it.
+  std::map<kernels::Policy, std::string> refused_policies;
 };
 
 struct StepStatistics {
