@@ -20,8 +20,8 @@ namespace verbatim::conformance {
 namespace {
 
 struct Flags {
-  std::string model, output = "out/conformance.json", only, server_binary;
-  bool short_form = false, servers = true;
+  std::string model, output = "out/conformance.json", only, policies, server_binary;
+  bool short_form = false, servers = true, synthetic = true;
   uint64_t seed = 1;
 
   flags::FlagSet Set();
@@ -34,9 +34,11 @@ flags::FlagSet Flags::Set() {
       "promises to withstand, and compares the bits of every logit row and log-probability. A "
       "synthetic model takes most of the work; with --model a file takes its share.");
   set.Add("model", &model, "checkpoint to try besides the synthetic model, also by real servers");
+  set.Add("synthetic", &synthetic, "try the synthetic model");
   set.Add("short", &short_form, "seconds instead of minutes: less of every axis");
   set.Add("output", &output, "JSON file to write");
   set.Add("only", &only, "only perturbations whose name contains this");
+  set.Add("policies", &policies, "only policies whose name begins with this, such as portable");
   set.Add("servers", &servers, "with --model: also start server processes");
   set.Add("seed", &seed, "seed of the random combinations");
   set.Add("server-binary", &server_binary, "serve with this program instead of this one");
@@ -55,6 +57,9 @@ void Say(const std::string& line) {
 
 void Prepare(const Flags& flags, SuiteOptions* suite) {
   suite->scale.seed = flags.seed;
+  std::erase_if(suite->policies, [&](const PolicyUnderTest& policy) {
+    return !absl::StartsWith(policy.name(), flags.policies);
+  });
   suite->progress = [model = suite->model_name](const std::string& what) {
     Say(absl::StrCat(model, ": ", what));
   };
@@ -69,14 +74,20 @@ absl::Status RunAll(const Flags& flags, std::vector<Cell>* cells) {
     for (Cell& cell : *more) cells->push_back(std::move(cell));
     return client::Interrupted() ? absl::CancelledError("interrupted") : absl::OkStatus();
   };
-  SuiteOptions synthetic = FullSuite();
-  if (flags.short_form) {
-    const std::vector<PolicyUnderTest> policies = std::move(synthetic.policies);
-    synthetic = ShortSuite();
-    synthetic.policies = policies;
+  if (flags.synthetic) {
+    std::vector<SuiteOptions> suites = FullSuites();
+    if (flags.short_form) {
+      for (SuiteOptions& suite : suites) {
+        SuiteOptions small = ShortSuite();
+        small.policies = std::move(suite.policies);
+        suite = std::move(small);
+      }
+    }
+    for (SuiteOptions& suite : suites) {
+      Prepare(flags, &suite);
+      if (absl::Status status = add(RunSuite(suite)); !status.ok()) return status;
+    }
   }
-  Prepare(flags, &synthetic);
-  if (absl::Status status = add(RunSuite(synthetic)); !status.ok()) return status;
   if (flags.model.empty()) return absl::OkStatus();
   SuiteOptions model = ModelSuite(flags.model);
   if (flags.short_form) model.scale = ShortScale();

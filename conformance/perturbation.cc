@@ -289,20 +289,31 @@ Scale FullScale() {
           .neighbours = 12,
           .shuffles = 4,
           .scalar_subjects = 16,
-          .combinations = 80};
+          .combinations = 24};
+}
+
+Scale EffectScale() {
+  Scale scale = FullScale();
+  scale.batch_sizes = {2, 3, 4, 5, 8, 12, 16, 32, 64};
+  scale.places = {0, 7, 15};
+  scale.chunk_sizes = {2, 16, 33, 100, 255};
+  scale.scalar_subjects = 4;
+  scale.combinations = 8;
+  return scale;
 }
 
 Scale ModelScale() {
-  return {.batch_sizes = {2, 4, 5, 8, 16, 64},
-          .places = {0, 8, 15},
-          .chunk_sizes = {16, 64, 100},
+  return {.batch_sizes = {2, 4, 5, 16, 64},
+          .places = {0, 15},
+          .chunk_sizes = {16, 100},
           .page_sizes = {16, 128},
-          .threads = {1, 2, 3},
+          .threads = {1, 3},
           .sample_counts = {4},
-          .neighbours = 8,
+          .neighbours = 6,
           .shuffles = 1,
           .scalar_subjects = 1,
-          .combinations = 6};
+          .subject_limit = 3,
+          .combinations = 3};
 }
 
 std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_model_len) {
@@ -359,6 +370,11 @@ std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_mode
   out.push_back(std::move(combined));
   for (Perturbation& perturbation : out) {
     for (Variant& variant : perturbation.variants) {
+      if (scale.subject_limit > 0 && perturbation.name != "batch size") {
+        variant.max_subjects = variant.max_subjects == 0
+                                   ? scale.subject_limit
+                                   : std::min(variant.max_subjects, scale.subject_limit);
+      }
       // A step of more tokens than a context only costs memory.
       variant.engine.max_num_batched_tokens =
           std::min<int64_t>(variant.engine.max_num_batched_tokens, 2 * max_model_len);

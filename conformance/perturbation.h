@@ -39,13 +39,15 @@ struct Scale {
   int neighbours = 8;
   int shuffles = 2;         // page permutations
   int scalar_subjects = 3;  // scalar kernels are slow
+  int subject_limit = 0;    // subjects of a variant, except for batch sizes; 0: all
   int combinations = 8;     // random ones
   uint64_t seed = 1;
 };
 
-Scale ShortScale();  // seconds on a synthetic model
-Scale FullScale();   // for a synthetic model
-Scale ModelScale();  // for a model of 100 million weights
+Scale ShortScale();   // seconds on a synthetic model
+Scale FullScale();    // for a synthetic model
+Scale EffectScale();  // for the effects on THROUGHPUT, on a synthetic model
+Scale ModelScale();   // for a model of 100 million weights
 
 // Each axis alone, then random combinations of all. Variants that this machine cannot run (a wider
 // instruction set than it has) are left out.

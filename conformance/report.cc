@@ -49,6 +49,7 @@ nlohmann::json CellJson(const Cell& cell) {
   return {{"model", cell.model},
           {"policy", cell.policy},
           {"numerics_id", cell.numerics_id},
+          {"reference_digest", cell.reference_digest},
           {"perturbation", cell.perturbation},
           {"what", cell.what},
           {"promised", cell.promised},

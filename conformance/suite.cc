@@ -1,13 +1,18 @@
 // Runs requests alone and under every perturbation, and counts whose bits moved.
 #include "conformance/suite.h"
 
+#include <openssl/sha.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <numeric>
 #include <set>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "conformance/wave_builder.h"
 
 namespace verbatim::conformance {
@@ -61,7 +66,7 @@ class PolicyRun {
   std::vector<Answer> sample_references_;  // by subject; of one call with many samples
   int64_t salts_ = 0;
   int32_t poison_token_ = -1;
-  std::string base_numerics_id_;
+  std::string base_numerics_id_, reference_digest_;
   std::unique_ptr<TrialEngine> base_;
   LoadedModel second_reading_;            // of a replica
   std::unique_ptr<TrialEngine> current_;  // of the variant before; its key:
@@ -152,6 +157,12 @@ absl::Status PolicyRun::ComputeReferences() {
     if (absl::Status status = alone(workload_.subjects().back()); !status.ok()) return status;
   }
   poison_token_ = ChoosePoisonToken();
+  std::string chains;
+  for (const Answer& answer : references_) chains += answer.samples[0].logits_sha256;
+  std::array<uint8_t, SHA256_DIGEST_LENGTH> digest;
+  SHA256(reinterpret_cast<const uint8_t*>(chains.data()), chains.size(), digest.data());
+  reference_digest_ = absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(digest.data()), digest.size()));
   return absl::OkStatus();
 }
 
@@ -290,6 +301,7 @@ absl::StatusOr<Cell> PolicyRun::Run(const Perturbation& perturbation) {
   cell.perturbation = perturbation.name;
   cell.what = perturbation.what;
   cell.numerics_id = base_numerics_id_;
+  cell.reference_digest = reference_digest_;
   cell.promised = policy_.strong();
   for (const Variant& variant : perturbation.variants) {
     if (variant.compound && !policy_.strong()) continue;
@@ -323,16 +335,17 @@ absl::StatusOr<std::vector<Cell>> RunSuite(const SuiteOptions& options) {
       MakePerturbations(options.scale, options.workload.max_model_len);
   std::vector<Cell> cells;
   for (const PolicyUnderTest& policy : options.policies) {
-    if (options.progress) options.progress(absl::StrCat(policy.name(), ", references"));
     PolicyRun run(options, *model, policy);
     if (absl::Status status = run.ComputeReferences(); !status.ok()) return status;
     for (const Perturbation& perturbation : perturbations) {
       if (options.wanted && !options.wanted(perturbation)) continue;
-      if (options.progress) {
-        options.progress(absl::StrCat(policy.name(), ", ", perturbation.name));
-      }
       absl::StatusOr<Cell> cell = run.Run(perturbation);
       if (!cell.ok()) return cell.status();
+      if (options.progress) {
+        options.progress(absl::StrFormat("%s, %s: %d rows, %d moved, %.1f s", cell->policy,
+                                         cell->perturbation, cell->result.rows_compared,
+                                         cell->result.rows_differing, cell->seconds));
+      }
       cells.push_back(*std::move(cell));
     }
   }

@@ -32,7 +32,10 @@ struct PolicyUnderTest {
 struct Cell {
   std::string model, policy, perturbation, what;
   std::string numerics_id;  // of the base configuration; empty for THROUGHPUT
-  bool promised = true;     // false: a difference is no mismatch
+  // SHA-256 (hex) over the logit chains of all references in order: equal on every machine with the
+  // same numerics id, model and workload.
+  std::string reference_digest;
+  bool promised = true;  // false: a difference is no mismatch
   Comparison result;
   std::array<int64_t, kNumWitnesses> witnessed = {};  // by Witness
   bool exercised = true;                              // what the perturbation is about has happened
@@ -50,7 +53,7 @@ struct SuiteOptions {
   WorkloadOptions workload;
   Scale scale;
   std::vector<PolicyUnderTest> policies;
-  // Called with "portable, batch size" before each cell; may be empty.
+  // Called with a line for people after each cell; may be empty.
   std::function<void(const std::string&)> progress;
   // False leaves a perturbation out; may be empty.
   std::function<bool(const Perturbation&)> wanted;

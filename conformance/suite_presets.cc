@@ -43,21 +43,24 @@ SuiteOptions ShortSuite() {
   return options;
 }
 
-SuiteOptions FullSuite() {
-  SuiteOptions options = Synthetic();
+std::vector<SuiteOptions> FullSuites() {
+  SuiteOptions promises = Synthetic();
   // Both sides of pages, blocks of 64, chunks of 128 and cuts of 256.
-  options.workload = {
+  promises.workload = {
       .prompt_lengths = {1, 7, 16, 33, 63, 64, 65, 127, 129, 160, 200, 255, 257, 300, 400, 530},
       .output_tokens = 24,
       .very_long_prompt = 900,
       .max_model_len = 1024};
-  options.scale = FullScale();
-  options.policies = {{.policy = Policy::kPinned},
-                      {.policy = Policy::kPortable},
-                      {.policy = Policy::kPortable, .kv_cache_dtype = DType::kBF16},
-                      {.policy = Policy::kThroughput},
+  promises.scale = FullScale();
+  promises.policies = {{.policy = Policy::kPinned}, {.policy = Policy::kPortable}};
+  SuiteOptions bf16_pages = ShortSuite();
+  bf16_pages.policies = {{.policy = Policy::kPinned, .kv_cache_dtype = DType::kBF16},
+                         {.policy = Policy::kPortable, .kv_cache_dtype = DType::kBF16}};
+  SuiteOptions effects = promises;
+  effects.scale = EffectScale();
+  effects.policies = {{.policy = Policy::kThroughput},
                       {.policy = Policy::kThroughput, .activations = ActivationType::kBF16}};
-  return options;
+  return {promises, bf16_pages, effects};
 }
 
 SuiteOptions ModelSuite(const std::string& path) {
@@ -73,8 +76,8 @@ SuiteOptions ModelSuite(const std::string& path) {
     model.tokenizer = *std::move(tokenizer);
     return model;
   };
-  options.workload = {.prompt_lengths = {9, 33, 64, 40, 100, 129, 20, 140},
-                      .output_tokens = 32,
+  options.workload = {.prompt_lengths = {33, 64, 40, 100, 129, 90, 20, 140},
+                      .output_tokens = 24,
                       .very_long_prompt = 400,
                       .max_model_len = 640};
   options.scale = ModelScale();
