@@ -8,12 +8,14 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/command.h"
+#include "client/files.h"
 #include "client/interrupt.h"
+#include "client/report_json.h"
 #include "conformance/report.h"
 #include "conformance/server_trials.h"
 #include "conformance/suite_presets.h"
 #include "flags/flag_set.h"
-#include "lab/demo_page.h"
 #include "lab/machine.h"
 
 namespace verbatim::conformance {
@@ -43,11 +45,6 @@ flags::FlagSet Flags::Set() {
   set.Add("seed", &seed, "seed of the random combinations");
   set.Add("server-binary", &server_binary, "serve with this program instead of this one");
   return set;
-}
-
-int Fail(int code, const absl::Status& status) {
-  std::fprintf(stderr, "verbatim conformance: %s\n", std::string(status.message()).c_str());
-  return code;
 }
 
 void Say(const std::string& line) {
@@ -100,32 +97,16 @@ absl::Status RunAll(const Flags& flags, std::vector<Cell>* cells) {
                               .progress = model.progress}));
 }
 
-}  // namespace
-
-int RunConformance(int argc, char** argv) {
-  Flags flags;
-  flags::FlagSet set = flags.Set();
-  const auto positional = set.Parse(argc, argv);
-  if (!positional.ok()) return Fail(2, positional.status());
-  if (set.help_requested()) {
-    std::fputs(set.Help().c_str(), stdout);
-    return 0;
-  }
-  if (!positional->empty()) {
-    return Fail(2, absl::InvalidArgumentError(
-                       absl::StrCat("'", positional->front(), "': unexpected argument")));
-  }
-  client::CatchInterrupts();
+absl::StatusOr<int> Run(const Flags& flags) {
   const auto start = std::chrono::steady_clock::now();
   Report report;
   report.machine = lab::DescribeMachine();
   report.version = VERBATIM_VERSION;
   report.form = flags.short_form ? "short" : "full";
   report.seed = flags.seed;
-  if (absl::Status status = RunAll(flags, &report.cells); !status.ok()) return Fail(1, status);
+  if (absl::Status status = RunAll(flags, &report.cells); !status.ok()) return status;
   if (report.cells.empty()) {
-    return Fail(2, absl::InvalidArgumentError(
-                       absl::StrCat("--only: no perturbation's name contains '", flags.only, "'")));
+    return absl::NotFoundError("no perturbation and policy has such a name as --only, --policies");
   }
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("%s%s\n%lld comparisons, %lld mismatches, %.0f s\n", PromiseTable(report).c_str(),
@@ -133,17 +114,27 @@ int RunConformance(int argc, char** argv) {
               static_cast<long long>(report.mismatches()), report.seconds);
   std::fflush(stdout);
   if (!flags.output.empty()) {
-    const std::string text =
-        ReportJson(report).dump(1, ' ', false, nlohmann::json::error_handler_t::replace);
-    if (absl::Status status = lab::WriteFile(flags.output, text + "\n"); !status.ok()) {
-      return Fail(1, status);
-    }
+    absl::Status written =
+        client::WriteFile(flags.output, client::Dump(ReportJson(report), 1) + "\n");
+    if (!written.ok()) return written;
     std::printf("wrote %s\n", flags.output.c_str());
   }
   if (report.passed()) return 0;
   std::fprintf(stderr, "\nFAILED: %s\n",
                report.mismatches() > 0 ? "a promise is broken" : "a perturbation did not happen");
   return 1;
+}
+
+}  // namespace
+
+int RunConformance(int argc, char** argv) {
+  Flags flags;
+  flags::FlagSet set = flags.Set();
+  return client::RunCommand({.name = "conformance",
+                             .flags = &set,
+                             .check = client::CheckNoArguments,
+                             .run = [&] { return Run(flags); }},
+                            argc, argv);
 }
 
 }  // namespace verbatim::conformance

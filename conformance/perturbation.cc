@@ -206,6 +206,15 @@ std::vector<Variant> Samples(const Scale& scale) {
   return out;
 }
 
+std::vector<Variant> OtherStrongPolicy() {
+  Variant beside = InBatchOf(6, "6 requests of it beside 6");
+  beside.traffic.other_policy = 6;
+  Variant cached = InBatchOf(1, "the prompt was computed by it");
+  cached.traffic.cache = CacheState::kWarmedByOtherPolicy;
+  for (Variant* variant : {&beside, &cached}) variant->traffic.other_is_strong = true;
+  return {beside, cached};
+}
+
 // `per_cent` of the requests that arrive together are of the other policy.
 std::vector<Variant> Mixed(int per_cent) {
   Variant variant = InBatchOf(per_cent == 10   ? 9
@@ -241,20 +250,21 @@ Variant Combination(const Scale& scale, Random& random, int number) {
   if (t.kind == Neighbours::kVeryLong) t.neighbours = std::min(t.neighbours, 2);
   t.place = static_cast<int>(random.Below(t.neighbours + 1));
   t.other_policy = static_cast<int>(random.Below(5));
+  t.other_is_strong = random.Chance(0.3f);
   t.staggered = random.Chance(0.4f);
   t.cache =
       random.PickFrom<CacheState>({CacheState::kCold, CacheState::kWarm, CacheState::kPartlyWarm,
                                    CacheState::kEvicted, CacheState::kWarmedByOtherPolicy});
   if (random.Chance(0.3f)) t.logprobs = random.PickFrom<int>({-1, 3, 20});
-  v.label =
-      absl::StrCat("combination ", number, ": threads ", e.threads, ", isa ",
-                   e.isa.has_value() ? std::string(NameOf(*e.isa)) : "auto", ", page ",
-                   e.page_tokens, ", tokens a step ", e.max_num_batched_tokens, ", seqs ",
-                   e.max_num_seqs, ", batching ", static_cast<int>(e.batching), ", prefix cache ",
-                   e.prefix_caching, ", pool ", e.pool, ", shuffle ", e.pages.shuffle, ", poison ",
-                   e.pages.poison, ", batch ", t.batch, ", neighbours ", t.neighbours, " of kind ",
-                   static_cast<int>(t.kind), ", place ", t.place, ", other policy ", t.other_policy,
-                   ", staggered ", t.staggered, ", cache ", static_cast<int>(t.cache));
+  v.label = absl::StrCat(
+      "combination ", number, ": threads ", e.threads, ", isa ",
+      e.isa.has_value() ? std::string(NameOf(*e.isa)) : "auto", ", page ", e.page_tokens,
+      ", tokens a step ", e.max_num_batched_tokens, ", seqs ", e.max_num_seqs, ", batching ",
+      static_cast<int>(e.batching), ", prefix cache ", e.prefix_caching, ", pool ", e.pool,
+      ", shuffle ", e.pages.shuffle, ", poison ", e.pages.poison, ", batch ", t.batch,
+      ", neighbours ", t.neighbours, " of kind ", static_cast<int>(t.kind), ", place ", t.place,
+      t.other_is_strong ? ", other strong policy " : ", other policy ", t.other_policy,
+      ", staggered ", t.staggered, ", cache ", static_cast<int>(t.cache));
   return v;
 }
 
@@ -361,6 +371,8 @@ std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_mode
        Witness::kOtherPolicyRows},
       {"mixed: 90 %", "requests of the other kind of policy beside it", Mixed(90),
        Witness::kOtherPolicyRows},
+      {"mixed: other strong policy", "PINNED beside PORTABLE, in steps and in the prefix cache",
+       OtherStrongPolicy(), Witness::kOtherPolicyRows},
   };
   Perturbation combined{"combined", "random combinations of all of the above", {}};
   Random random(scale.seed);

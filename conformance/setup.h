@@ -60,9 +60,10 @@ struct TrafficSetup {
   int batch = 1;       // subjects that arrive together
   int neighbours = 0;  // further requests of the subjects' policy
   Neighbours kind = Neighbours::kOrdinary;
-  int place = -1;          // neighbours that come before the subjects; -1: half of them
-  int other_policy = 0;    // further requests of THROUGHPUT (PORTABLE for THROUGHPUT)
-  bool staggered = false;  // subjects join a batch that is already decoding
+  int place = -1;                // neighbours that come before the subjects; -1: half of them
+  bool other_is_strong = false;  // "other policy" means the other strong one
+  int other_policy = 0;          // further requests of THROUGHPUT (PORTABLE for THROUGHPUT)
+  bool staggered = false;        // subjects join a batch that is already decoding
   CacheState cache = CacheState::kCold;
   std::optional<int> logprobs;  // overrides those that the subjects ask for; -1: none
   int n = 1;                    // samples of each subject

@@ -10,7 +10,8 @@ namespace verbatim::conformance {
 
 using kernels::Policy;
 
-Policy OtherPolicy(Policy policy) {
+Policy OtherPolicy(Policy policy, bool strong) {
+  if (strong) return policy == Policy::kPortable ? Policy::kPinned : Policy::kPortable;
   return kernels::IsStrong(policy) ? Policy::kThroughput : Policy::kPortable;
 }
 
@@ -28,7 +29,8 @@ WaveItem WaveBuilder::Neighbour(const TrafficSetup& traffic, Neighbours kind, co
   return item;
 }
 
-std::vector<WaveItem> WaveBuilder::WarmUp(CacheState state, const std::vector<size_t>& members,
+std::vector<WaveItem> WaveBuilder::WarmUp(const TrafficSetup& traffic,
+                                          const std::vector<size_t>& members,
                                           const std::string& salt) {
   std::vector<WaveItem> out;
   for (const size_t member : members) {
@@ -36,7 +38,7 @@ std::vector<WaveItem> WaveBuilder::WarmUp(CacheState state, const std::vector<si
     WaveItem item{.request = subject.request};
     engine::GenerationRequest& request = item.request;
     request.sampling.max_tokens = 1;
-    if (state == CacheState::kPartlyWarm) {
+    if (traffic.cache == CacheState::kPartlyWarm) {
       request.prompt.resize((request.prompt.size() + 1) / 2);
       request.prompt.push_back(request.prompt.front());
       request.sampling.max_tokens = 3;
@@ -44,7 +46,9 @@ std::vector<WaveItem> WaveBuilder::WarmUp(CacheState state, const std::vector<si
       // The first turn of the conversation: its answer's pages come from decode steps.
       request = workload_.subjects()[static_cast<size_t>(subject.follows)].request;
     }
-    request.policy = state == CacheState::kWarmedByOtherPolicy ? OtherPolicy(policy_) : policy_;
+    request.policy = traffic.cache == CacheState::kWarmedByOtherPolicy
+                         ? OtherPolicy(policy_, traffic.other_is_strong)
+                         : policy_;
     request.cache_salt = salt;
     request.sampling.prompt_logprobs = -1;
     out.push_back(std::move(item));
@@ -58,7 +62,7 @@ Waves WaveBuilder::Build(const Variant& variant, const std::vector<size_t>& memb
   const std::string salt = NewSalt();
   const Subject& first = workload_.subjects()[members.front()];
   Waves waves;
-  if (!cold) waves.before.push_back(WarmUp(traffic.cache, members, salt));
+  if (!cold) waves.before.push_back(WarmUp(traffic, members, salt));
   if (traffic.cache == CacheState::kEvicted) {
     std::vector<WaveItem> flood;
     for (int i = 0; i < 4; ++i) {
@@ -102,7 +106,7 @@ Waves WaveBuilder::Build(const Variant& variant, const std::vector<size_t>& memb
   add_neighbours(traffic.neighbours - before);
   for (int i = 0; i < traffic.other_policy; ++i) {
     WaveItem item = Neighbour(traffic, Neighbours::kOrdinary, first);
-    item.request.policy = OtherPolicy(policy_);
+    item.request.policy = OtherPolicy(policy_, traffic.other_is_strong);
     const int64_t at = random_->Below(static_cast<int64_t>(waves.items.size()) + 1);
     waves.items.insert(waves.items.begin() + at, std::move(item));
     waves.subjects.insert(waves.subjects.begin() + at, -1);

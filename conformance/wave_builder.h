@@ -36,7 +36,7 @@ class WaveBuilder {
  private:
   std::string NewSalt();
   WaveItem Neighbour(const TrafficSetup& traffic, Neighbours kind, const Subject& like);
-  std::vector<WaveItem> WarmUp(CacheState state, const std::vector<size_t>& members,
+  std::vector<WaveItem> WarmUp(const TrafficSetup& traffic, const std::vector<size_t>& members,
                                const std::string& salt);
 
   const Workload& workload_;
@@ -46,7 +46,8 @@ class WaveBuilder {
   Random* const random_;
 };
 
-// THROUGHPUT for a strong policy, PORTABLE for THROUGHPUT.
-kernels::Policy OtherPolicy(kernels::Policy policy);
+// THROUGHPUT for a strong policy, PORTABLE for THROUGHPUT; with `strong` a strong policy in any
+// case.
+kernels::Policy OtherPolicy(kernels::Policy policy, bool strong = false);
 
 }  // namespace verbatim::conformance
