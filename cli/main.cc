@@ -5,6 +5,7 @@
 #include "client/bench_command.h"
 #include "client/compare_command.h"
 #include "client/generate_command.h"
+#include "conformance/conformance_command.h"
 #include "lab/lab_command.h"
 #include "replay/explain_command.h"
 #include "replay/replay_command.h"
@@ -28,13 +29,15 @@ constexpr Subcommand kSubcommands[] = {
     {"bench", "measure a running server under load", verbatim::client::RunBench},
     {"replay", "repeat a recorded answer bit by bit", verbatim::replay::RunReplay},
     {"explain", "say why two runs of a prompt differ", verbatim::replay::RunExplain},
+    {"conformance", "check that deterministic answers keep every bit",
+     verbatim::conformance::RunConformance},
     {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };
 
 void PrintUsage(std::FILE* out) {
   std::fputs("usage: verbatim COMMAND [flags]\n\n", out);
   for (const Subcommand& command : kSubcommands) {
-    std::fprintf(out, "  %-10s %s\n", command.name, command.summary);
+    std::fprintf(out, "  %-12s %s\n", command.name, command.summary);
   }
   std::fputs("\n`verbatim COMMAND --help` lists the flags of a command.\n", out);
 }

@@ -202,8 +202,11 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
     PolicySupport& support = support_[policy];
     absl::StatusOr<std::string> tag = backend_->NumericsTag(policy);
-    support.honoured = tag.ok();
-    if (!tag.ok()) {
+    const auto refused = config_.refused_policies.find(policy);
+    support.honoured = tag.ok() && refused == config_.refused_policies.end();
+    if (refused != config_.refused_policies.end()) {
+      support.refusal = refused->second;
+    } else if (!tag.ok()) {
       support.refusal = std::string(tag.status().message());
     } else if (kernels::IsStrong(policy)) {
       support.numerics_id =
@@ -489,7 +492,8 @@ void EngineImpl::Deliver(StepOutcome& outcome) {
 
 void EngineImpl::TakePromptRow(RequestState& request, RowOutcome& row) {
   if (request.prompt_logprobs.empty()) request.prompt_logprobs.push_back({.chosen = {.token = -1}});
-  request.prompt_logprobs.push_back({row.sampled.chosen, std::move(row.sampled.top)});
+  request.prompt_logprobs.push_back(
+      {row.sampled.chosen, std::move(row.sampled.top), row.sampled.fingerprint});
   request.prompt_logprobs_done = row.position + 1;
 }
 

@@ -26,6 +26,8 @@ struct EngineConfig {
   int32_t max_logprobs = 20;  // largest accepted logprobs / prompt_logprobs
   int32_t max_n = 64;         // largest accepted n
   bool allow_traces = false;  // record what traces need; without it requests for one are refused
+  // Policies that the operator does not allow, and the reason as the refusal gives it.
+  std::map<kernels::Policy, std::string> refused_policies;
 };
 
 struct StepStatistics {

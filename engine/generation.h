@@ -56,6 +56,7 @@ struct GenerationRequest {
   std::vector<int32_t> prompt;
   SamplingOptions sampling;
   kernels::Policy policy = kernels::Policy::kPortable;
+  bool return_row_fingerprints = false;  // fills DeltaEvent::row_fingerprints
   std::string cache_salt;
   bool read_prefix_cache = true;
   bool trace = false;         // record what decided the bits (FinishedEvent::trace)
@@ -71,6 +72,7 @@ struct GenerationRequest {
 struct PositionLogprobs {
   kernels::TokenLogprob chosen;  // token -1: no value (first prompt token)
   std::vector<kernels::TokenLogprob> top;
+  numerics::RowFingerprint row_fingerprint;  // of the raw logits; zero for the first prompt token
 };
 
 struct DeltaEvent {
@@ -78,6 +80,8 @@ struct DeltaEvent {
   std::string text;
   std::vector<int32_t> tokens;
   std::vector<PositionLogprobs> logprobs;  // one per token when asked for, else empty
+  // Of the raw logits that each token was drawn from, when asked for, else empty.
+  std::vector<numerics::RowFingerprint> row_fingerprints;
 };
 
 // What a receipt needs of a finished sample and the other events do not carry.

@@ -108,7 +108,12 @@ DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
   DeltaEvent delta;
   delta.index = index_;
   delta.tokens.push_back(sampled.token);
-  if (s.logprobs >= 0) delta.logprobs.push_back({sampled.chosen, sampled.top});
+  if (s.logprobs >= 0) {
+    delta.logprobs.push_back({sampled.chosen, sampled.top, sampled.fingerprint});
+  }
+  if (request_.request.return_row_fingerprints) {
+    delta.row_fingerprints.push_back(sampled.fingerprint);
+  }
 
   FinishedEvent end;
   bool over = false, text_cut = false;  // text_cut: a stop string ended the text

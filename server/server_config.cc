@@ -8,10 +8,12 @@
 #include <initializer_list>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 
 namespace verbatim::server {
@@ -83,6 +85,9 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Group("Requests");
   flags.Add("default-determinism", &default_determinism,
             "of requests that do not say: throughput, pinned or portable");
+  flags.Add("determinism-policies", &determinism_policies,
+            "which of throughput, pinned and portable requests may ask for, separated by commas; "
+            "others are refused with FAILED_PRECONDITION");
   flags.Add("seed", &seed,
             "seed of requests that bring none; default: a fresh random one for each, which is "
             "reported in the answer");
@@ -181,6 +186,18 @@ absl::Status ServerConfig::Validate() const {
                                            absl::StrJoin(choice.values, ", ")));
     }
   }
+  for (const absl::string_view name : absl::StrSplit(determinism_policies, ',')) {
+    if (name != "throughput" && name != "pinned" && name != "portable") {
+      return Bad("determinism-policies", absl::StrCat("'", name,
+                                                      "' is not one of throughput, pinned, "
+                                                      "portable"));
+    }
+  }
+  if (!Allows(DefaultPolicy())) {
+    return Bad("default-determinism",
+               absl::StrCat(default_determinism, " is not among --determinism-policies ",
+                            determinism_policies));
+  }
   if (block_size < 16 || block_size > 256 || 256 % block_size != 0) {
     return Bad("block-size", absl::StrCat(block_size, " is not one of 16, 32, 64, 128, 256"));
   }
@@ -257,6 +274,12 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
       dtype == "bfloat16" ? kernels::ActivationType::kBF16 : kernels::ActivationType::kF32;
   out.max_logprobs = max_logprobs;
   out.allow_traces = allow_traces;
+  for (const kernels::Policy policy :
+       {kernels::Policy::kThroughput, kernels::Policy::kPinned, kernels::Policy::kPortable}) {
+    if (Allows(policy)) continue;
+    out.refused_policies[policy] =
+        absl::StrCat("this server's --determinism-policies are ", determinism_policies);
+  }
   return out;
 }
 
@@ -271,6 +294,11 @@ kernels::Policy ServerConfig::DefaultPolicy() const {
   if (default_determinism == "pinned") return kernels::Policy::kPinned;
   if (default_determinism == "portable") return kernels::Policy::kPortable;
   return kernels::Policy::kThroughput;
+}
+
+bool ServerConfig::Allows(kernels::Policy policy) const {
+  const std::vector<std::string> names = absl::StrSplit(determinism_policies, ',');
+  return std::find(names.begin(), names.end(), NameOf(policy)) != names.end();
 }
 
 absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {

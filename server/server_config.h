@@ -44,6 +44,7 @@ struct ServerConfig {
   int32_t tensor_parallel_size = 1;
 
   std::string default_determinism = "throughput";
+  std::string determinism_policies = "throughput,pinned,portable";
   std::optional<uint64_t> seed;
   int32_t max_logprobs = 20;
   bool receipts = true;
@@ -66,6 +67,7 @@ struct ServerConfig {
   engine::EngineConfig ToEngineConfig() const;
   std::optional<kernels::cpu::Isa> Isa() const;  // nullopt: auto
   kernels::Policy DefaultPolicy() const;
+  bool Allows(kernels::Policy policy) const;  // by --determinism-policies
 };
 
 // "1073741824", "512MiB", "2GiB", "1.5GB": bytes, with KiB, MiB, GiB, TiB (powers of 1024) or kB,

@@ -54,6 +54,7 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
                                          "--cpu-isa=avx2",
                                          "--threads=3",
                                          "--default-determinism=portable",
+                                         "--determinism-policies=throughput,portable",
                                          "--seed=5",
                                          "--max-logprobs=6",
                                          "--receipt-signing-key=k.pem",
@@ -77,6 +78,9 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
   EXPECT_EQ(engine.kv_cache_dtype, kernels::DType::kBF16);
   EXPECT_EQ(engine.throughput_activations, kernels::ActivationType::kBF16);
   EXPECT_EQ(engine.max_logprobs, 6);
+  ASSERT_EQ(engine.refused_policies.size(), 1u);
+  EXPECT_EQ(engine.refused_policies.at(kernels::Policy::kPinned),
+            "this server's --determinism-policies are throughput,portable");
   EXPECT_EQ(config.Isa(), kernels::cpu::Isa::kAvx2);
   EXPECT_EQ(config.threads, 3);
   EXPECT_EQ(config.DefaultPolicy(), kernels::Policy::kPortable);
@@ -121,6 +125,9 @@ TEST(ServerConfig, ErrorsNameTheFlag) {
       {"--device=cuda", "--device: 'cuda' is not built into this binary"},
       {"--tensor-parallel-size=2", "--tensor-parallel-size: 2 is not supported"},
       {"--default-determinism=yes", "--default-determinism: 'yes'"},
+      {"--determinism-policies=", "--determinism-policies: '' is not one of"},
+      {"--determinism-policies=pinned,fast", "--determinism-policies: 'fast' is not one of"},
+      {"--determinism-policies=pinned,portable", "--default-determinism: throughput is not among"},
       {"--seed=-5", "--seed: '-5'"},
       {"--max-logprobs=-1", "--max-logprobs: -1"},
       {"--response-cache=-1", "--response-cache: -1"},

@@ -28,8 +28,9 @@ ALLOWED = {
     "server": ["receipt", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "client": ["receipt", "proto", "flags", "report"],
     "lab": ["client", "report", "replay", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
+    "conformance": ["client", "lab", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "verify": ["server", "client", "receipt", "engine", "model", "scheduler", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
-    "cli": ["server", "client", "replay", "lab", "verify", "flags"],
+    "cli": ["server", "client", "replay", "lab", "verify", "conformance", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]

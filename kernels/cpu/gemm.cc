@@ -172,6 +172,23 @@ class Bf16Rows {
 // Below this many elements, rounding them on every thread costs less than a meeting of all threads.
 constexpr int64_t kShareRounding = 1 << 16;
 
+// After which chunk how many partial sums are joined.
+const uint8_t* TreeJoins(const GemmParams& params, const PackedMatrix& weight) {
+#ifdef VERBATIM_FAULT_GEMM_ORDER
+  // Only in builds that show that the conformance suite can fail: a large batch is summed from left
+  // to right.
+  static const std::vector<uint8_t> left_to_right = [] {
+    std::vector<uint8_t> joins(4096, 1);
+    joins[0] = 0;
+    return joins;
+  }();
+  if (params.tokens > 8) return left_to_right.data();
+#else
+  (void)params;
+#endif
+  return weight.tree_joins().data();
+}
+
 // Runs `kernel` on the panels of the matrix, cut among the threads.
 void RunPanels(const CpuContext& context, const GemmParams& params, const PackedMatrix& weight,
                PanelKernel kernel, bool bf16) {
@@ -213,7 +230,7 @@ void RunPanels(const CpuContext& context, const GemmParams& params, const Packed
       run.y_stride = params.y_stride;
       run.bias = params.bias == nullptr ? nullptr : params.bias + column;
       run.residual = params.residual == nullptr ? nullptr : params.residual + column;
-      run.joins = weight.tree_joins().data();
+      run.joins = TreeJoins(params, weight);
       if (bf16) rows.Describe(weight, run);
       kernel(run);
       if (!params.round_output) continue;

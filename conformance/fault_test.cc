@@ -1,0 +1,94 @@
+// Shows that the suite can fail: a build with one planted fault is caught, in the cells that can
+// see it and in no other.
+//
+// Built once per fault. The executable compiles the faulty source itself, with the macro defined,
+// so that the linker takes it in place of the library's; the libraries are the shipped ones.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <set>
+#include <string>
+
+#include "conformance/suite_presets.h"
+
+namespace verbatim::conformance {
+namespace {
+
+struct Expectation {
+  const char* fault;
+  std::set<std::string> caught;  // must report mismatches
+  std::set<std::string> clean;   // must not: the fault cannot show there
+};
+
+#if defined(VERBATIM_FAULT_GEMM_ORDER)
+// Products of more than 8 rows are summed from left to right. It shows wherever the number of rows
+// of a step differs from the reference's.
+const Expectation kExpectation = {
+    "one reduction order depends on the batch size",
+    {"batch size", "position in the batch", "neighbours: ordinary", "prefill chunk size",
+     "prefix cache: warm", "mixed: 90 %", "combined"},
+    {"repetition", "page size", "page table", "threads", "instruction set", "restart", "replica"}};
+#elif defined(VERBATIM_FAULT_ATTENTION_SPLIT)
+// With four or more sequences in a step, attention is cut at any block where the work of two
+// threads meets.
+const Expectation kExpectation = {"the attention split depends on the batch",
+                                  {"batch size", "neighbours: very long", "combined"},
+                                  {"repetition", "page size", "page table", "threads",
+                                   "instruction set", "restart", "replica", "log-probabilities"}};
+#elif defined(VERBATIM_FAULT_PAGE_CLASS)
+// Strong requests read cached pages that throughput kernels wrote.
+const Expectation kExpectation = {"pages of another policy are shared",
+                                  {"prefix cache: other policy"},
+                                  {"repetition",
+                                   "batch size",
+                                   "position in the batch",
+                                   "neighbours: ordinary",
+                                   "neighbours: NaN",
+                                   "prefill chunk size",
+                                   "prefix cache: warm",
+                                   "prefix cache: partly warm",
+                                   "prefix cache: evicted",
+                                   "page size",
+                                   "page table",
+                                   "preemption",
+                                   "batching policy",
+                                   "threads",
+                                   "instruction set",
+                                   "restart",
+                                   "replica",
+                                   "log-probabilities",
+                                   "n samples",
+                                   "mixed: 50 %"}};
+#else
+#error "one of the faults must be chosen"
+#endif
+
+TEST(FaultTest, TheSuiteCatchesThePlantedFault) {
+  SuiteOptions options = ShortSuite();
+  options.policies = {{.policy = kernels::Policy::kPortable}};
+  options.wanted = [](const Perturbation& perturbation) {
+    return kExpectation.caught.contains(perturbation.name) ||
+           kExpectation.clean.contains(perturbation.name);
+  };
+  const absl::StatusOr<std::vector<Cell>> cells = RunSuite(options);
+  ASSERT_TRUE(cells.ok()) << cells.status();
+  EXPECT_EQ(cells->size(), kExpectation.caught.size() + kExpectation.clean.size());
+  std::printf("planted: %s\n", kExpectation.fault);
+  for (const Cell& cell : *cells) {
+    std::printf("  %-28s %s: %lld of %lld rows\n", cell.perturbation.c_str(),
+                cell.mismatches() > 0 ? "CAUGHT" : "clean",
+                static_cast<long long>(cell.result.rows_differing),
+                static_cast<long long>(cell.result.rows_compared));
+    EXPECT_EQ(cell.mismatches() > 0, kExpectation.caught.contains(cell.perturbation))
+        << cell.perturbation;
+    if (cell.mismatches() == 0) continue;
+    ASSERT_TRUE(cell.result.first.has_value());
+    EXPECT_FALSE(cell.result.first->variant.empty());
+    EXPECT_FALSE(cell.result.first->request.empty());
+    EXPECT_GE(cell.result.first->index, 0);
+    EXPECT_NE(cell.result.first->reference, cell.result.first->observed);
+  }
+}
+
+}  // namespace
+}  // namespace verbatim::conformance

@@ -1,0 +1,147 @@
+// A backend that computes as another one does, on shuffled and poisoned pages, and on command
+// produces NaNs or waits.
+#include "conformance/perturbing_backend.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "conformance/random.h"
+
+namespace verbatim::conformance {
+namespace {
+
+// A cache whose page i is page pages()[i] of another.
+class MappedKvCache final : public kernels::KvCache {
+ public:
+  MappedKvCache(const kernels::KvCacheConfig& config, std::unique_ptr<kernels::KvCache> inner,
+                std::vector<int32_t> pages)
+      : config_(config), inner_(std::move(inner)), pages_(std::move(pages)) {}
+
+  const kernels::KvCacheConfig& config() const override { return config_; }
+  size_t size_bytes() const override { return inner_->size_bytes(); }
+  absl::Status Poison(absl::Span<const int32_t> pages) override {
+    std::vector<int32_t> mapped;
+    for (const int32_t page : pages) mapped.push_back(pages_[page]);
+    return inner_->Poison(mapped);
+  }
+  kernels::KvCache& inner() const { return *inner_; }
+  const std::vector<int32_t>& pages() const { return pages_; }
+
+ private:
+  const kernels::KvCacheConfig config_;
+  const std::unique_ptr<kernels::KvCache> inner_;
+  const std::vector<int32_t> pages_;
+};
+
+const MappedKvCache& Mapped(const kernels::KvCache& cache) {
+  return static_cast<const MappedKvCache&>(cache);  // the only kind this backend makes
+}
+
+}  // namespace
+
+void PerturbingBackend::Hold() {
+  std::lock_guard lock(mu_);
+  hold_ = true;
+}
+
+void PerturbingBackend::WaitUntilHeld() {
+  std::unique_lock lock(mu_);
+  changed_.wait(lock, [this] { return held_; });
+}
+
+void PerturbingBackend::Release() {
+  std::lock_guard lock(mu_);
+  hold_ = false;
+  changed_.notify_all();
+}
+
+void PerturbingBackend::SetPoisonToken(int32_t token) {
+  std::lock_guard lock(mu_);
+  poison_token_ = token;
+}
+
+absl::StatusOr<std::unique_ptr<kernels::KvCache>> PerturbingBackend::CreateKvCache(
+    const kernels::KvCacheConfig& config) {
+  kernels::KvCacheConfig larger = config;
+  if (pages_.shuffle) larger.num_pages += config.num_pages / 4 + 1;
+  absl::StatusOr<std::unique_ptr<kernels::KvCache>> cache = inner().CreateKvCache(larger);
+  if (!cache.ok()) return cache.status();
+  std::vector<int32_t> pages(larger.num_pages);
+  std::iota(pages.begin(), pages.end(), 0);
+  if (pages_.poison) {
+    if (absl::Status status = (*cache)->Poison(pages); !status.ok()) return status;
+  }
+  if (pages_.shuffle) {
+    Random random(pages_.seed);
+    random.Shuffle(pages);
+  }
+  return std::make_unique<MappedKvCache>(config, *std::move(cache), std::move(pages));
+}
+
+absl::Status PerturbingBackend::Embedding(const kernels::EmbeddingParams& params) {
+  int32_t poison_token;
+  {
+    std::unique_lock lock(mu_);
+    if (hold_) {
+      held_ = true;
+      changed_.notify_all();
+      changed_.wait(lock, [this] { return !hold_; });
+      held_ = false;
+    }
+    poison_token = poison_token_;
+  }
+  absl::Status status = inner().Embedding(params);
+  if (poison_token < 0) return status;
+  const int64_t cols = params.table->cols();
+  for (int64_t t = 0; t < params.num_tokens; ++t) {
+    if (params.tokens[t] != poison_token) continue;
+    std::fill_n(params.y + t * cols, cols, std::numeric_limits<float>::quiet_NaN());
+  }
+  return status;
+}
+
+absl::Span<const kernels::SequenceSpan> PerturbingBackend::MapSpans(
+    const kernels::KvCache& cache, absl::Span<const kernels::SequenceSpan> spans) {
+  const std::vector<int32_t>& map = Mapped(cache).pages();
+  size_t total = 0;
+  for (const kernels::SequenceSpan& span : spans) total += static_cast<size_t>(span.num_pages);
+  mapped_pages_.clear();
+  mapped_pages_.reserve(total);  // the spans point into it
+  spans_.assign(spans.begin(), spans.end());
+  for (kernels::SequenceSpan& span : spans_) {
+    const int32_t* first = mapped_pages_.data() + mapped_pages_.size();
+    for (int32_t i = 0; i < span.num_pages; ++i) mapped_pages_.push_back(map[span.pages[i]]);
+    span.pages = first;
+  }
+  return spans_;
+}
+
+absl::Status PerturbingBackend::KvWrite(const kernels::KvWriteParams& params) {
+  kernels::KvWriteParams mapped = params;
+  mapped.spans = MapSpans(*params.cache, params.spans);
+  mapped.cache = &Mapped(*params.cache).inner();
+  if (pages_.poison && params.layer == 0) {
+    const int64_t page_tokens = params.cache->config().page_tokens;
+    std::vector<int32_t> begun;
+    for (const kernels::SequenceSpan& span : mapped.spans) {
+      const int64_t end = int64_t{span.first_position} + span.num_rows;
+      for (int64_t page = (span.first_position + page_tokens - 1) / page_tokens;
+           page * page_tokens < end; ++page) {
+        begun.push_back(span.pages[page]);
+      }
+    }
+    if (absl::Status status = mapped.cache->Poison(begun); !status.ok()) return status;
+  }
+  return inner().KvWrite(mapped);
+}
+
+absl::Status PerturbingBackend::Attention(const kernels::AttentionParams& params) {
+  kernels::AttentionParams mapped = params;
+  mapped.spans = MapSpans(*params.cache, params.spans);
+  mapped.cache = &Mapped(*params.cache).inner();
+  return inner().Attention(mapped);
+}
+
+}  // namespace verbatim::conformance
