@@ -29,7 +29,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
     ServiceContext* service, grpc::CallbackServerContext* context,
     const grpc::ByteBuffer& request) {
   std::shared_ptr<GenerateCall> call(new GenerateCall(service, context));
-  call->self_ = call;
+  {
+    std::lock_guard lock(call->mutex_);
+    call->self_ = call;
+  }
   call->Begin(request);
   return call.get();  // alive until OnDone(), which comes after this returns
 }
@@ -246,7 +249,12 @@ void GenerateCall::OnCancel() {
   if (id.has_value()) service_->engine->Cancel(*id);
 }
 
-void GenerateCall::OnDone() { self_.reset(); }
+void GenerateCall::OnDone() {
+  // Under the lock like everything else, so that nothing relies on orderings inside gRPC.
+  std::shared_ptr<GenerateCall> self;
+  std::lock_guard lock(mutex_);
+  self.swap(self_);
+}
 
 void GenerateCall::PumpSoon() {
   {
