@@ -29,7 +29,7 @@ int64_t BytesOf(const std::vector<engine::PositionLogprobs>& positions) {
 }  // namespace
 
 bool IsCacheable(const engine::GenerationRequest& request) {
-  return kernels::IsStrong(request.policy) && request.read_prefix_cache &&
+  return kernels::IsStrong(request.policy) && request.read_prefix_cache && !request.trace &&
          (request.sampling.seed.has_value() || request.sampling.temperature == 0);
 }
 

@@ -30,7 +30,8 @@ struct CachedAnswer {
 };
 
 // Whether the answer to `request` follows from it alone: a strong policy, and greedy or with a
-// seed. A request that asks to compute every position of its prompt asks for work, not for a copy.
+// seed. A request that asks to compute every position of its prompt, or for the trace of a
+// computation, asks for work, not for a copy.
 bool IsCacheable(const engine::GenerationRequest& request);
 
 // SHA-256 over model, tokenizer, numerics id and every field of the request as it came, its prompt

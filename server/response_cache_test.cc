@@ -36,6 +36,27 @@ class CountingSink final : public engine::ResponseSink {
   absl::Status done = absl::UnknownError("not done");
 };
 
+TEST(ResponseCacheTest, OnlyWhatFollowsFromTheRequestIsCacheable) {
+  engine::GenerationRequest request;
+  request.policy = kernels::Policy::kPinned;
+  request.sampling.seed = 1;
+  EXPECT_TRUE(IsCacheable(request));
+  engine::GenerationRequest changed = request;
+  changed.sampling.seed.reset();
+  EXPECT_FALSE(IsCacheable(changed));
+  changed.sampling.temperature = 0;
+  EXPECT_TRUE(IsCacheable(changed));
+  changed = request;
+  changed.policy = kernels::Policy::kThroughput;
+  EXPECT_FALSE(IsCacheable(changed));
+  changed = request;
+  changed.read_prefix_cache = false;
+  EXPECT_FALSE(IsCacheable(changed));
+  changed = request;
+  changed.trace = true;
+  EXPECT_FALSE(IsCacheable(changed));
+}
+
 TEST(ResponseCacheTest, NeverHoldsMoreThanItsCapacityAndEvictsTheLeastRecentlyUsed) {
   ResponseCache cache(1000);
   for (uint8_t i = 0; i < 3; ++i) cache.Insert(Key(i), AnswerOf(300));
