@@ -29,7 +29,8 @@ int64_t BytesOf(const std::vector<engine::PositionLogprobs>& positions) {
 }  // namespace
 
 bool IsCacheable(const engine::GenerationRequest& request) {
-  return kernels::IsStrong(request.policy) && request.read_prefix_cache &&
+  // A trace tells of a computation, which a hit has not.
+  return kernels::IsStrong(request.policy) && request.read_prefix_cache && !request.trace &&
          (request.sampling.seed.has_value() || request.sampling.temperature == 0);
 }
 
