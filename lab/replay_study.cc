@@ -20,7 +20,7 @@
 #include "client/files.h"
 #include "client/interrupt.h"
 #include "client/load_generator.h"
-#include "client/sampling_flags.h"
+#include "client/prompt_flags.h"
 #include "client/statistics.h"
 #include "flags/flag_set.h"
 #include "lab/demo_prompts.h"
@@ -107,7 +107,7 @@ std::vector<client::WorkItem> MakeItems(const Options& options, int64_t answers,
   std::vector<client::WorkItem> items;
   for (int64_t i = 0; i < answers; ++i) {
     client::WorkItem item;
-    client::SetPrompt(prompts[i % prompts.size()], "", true, &item.request);
+    client::SetPrompt(prompts[i % prompts.size()], /*system=*/"", /*chat=*/true, &item.request);
     item.request.set_determinism(v1::DETERMINISM_THROUGHPUT);
     item.request.set_trace(v1::TRACE_LEVEL_DECISIONS);
     item.request.mutable_sampling()->set_temperature(i % 4 == 3 ? 0.8f : 0);
@@ -118,9 +118,12 @@ std::vector<client::WorkItem> MakeItems(const Options& options, int64_t answers,
       static_cast<int64_t>(static_cast<double>(answers) * options.background_share);
   for (int64_t i = 0; i < others; ++i) {
     client::WorkItem item;
-    item.request = BackgroundRequest(
-        2 * options.max_tokens, i % 10 == 0 ? v1::DETERMINISM_PORTABLE : v1::DETERMINISM_THROUGHPUT,
-        &random);
+    client::BackgroundShape shape;
+    shape.max_tokens = 2 * options.max_tokens;
+    if (i % 10 == 0) {
+      shape.determinism = i % 20 == 0 ? v1::DETERMINISM_PORTABLE : v1::DETERMINISM_PINNED;
+    }
+    item.request = client::BackgroundRequest(shape, &random);
     items.push_back(std::move(item));
   }
   std::shuffle(items.begin(), items.end(), random);

@@ -124,7 +124,7 @@ TEST(ExplanationTest, NamesAttentionWhoseKeysWereCut) {
 
 TEST(ExplanationTest, NamesStrongKernelsOfANeighbour) {
   const trace::Trace alone = Record(engine::TinyConfig(), 1, 0, 40);
-  const trace::Trace busy = Record(engine::TinyConfig(), 1, 1, 40, Policy::kPortable);
+  const trace::Trace busy = Record(engine::TinyConfig(), 1, 1, 40, Policy::kPinned);
   const auto e = ExplainTiny(alone, 1, busy, 1);
   ASSERT_TRUE(e.ok()) << e.status();
   ASSERT_TRUE(e->origin.has_value());

@@ -60,7 +60,8 @@ std::vector<std::shared_ptr<trace::Trace>> Record(const Circumstance& c) {
     GenerationRequest request =
         Throughput(prompt(1000 + i, 5 + 23 * (i % 5)), 8 + 9 * (i % 4) + c.longer);
     request.trace = c.trace_neighbours;
-    if (c.strong_every > 0 && i % c.strong_every == 0) request.policy = Policy::kPortable;
+    if (c.strong_every > 0 && i % c.strong_every == 0)
+      request.policy = i % 2 == 0 ? Policy::kPortable : Policy::kPinned;
     entries.push_back({std::move(request)});
     if (i % 4 != 1) continue;
     GenerationRequest own = Throughput(prompt(i, c.prompt_tokens), 20);

@@ -20,6 +20,15 @@ void MakeFolderOf(const std::string& path) {
 
 absl::Status WriteFile(const std::string& path, const std::string& content) {
   MakeFolderOf(path);
+  // Devices and pipes (/dev/null, /dev/stdout) are written to, never replaced.
+  std::error_code ignored;
+  const std::filesystem::file_status there = std::filesystem::status(path, ignored);
+  if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there)) {
+    std::ofstream file(path, std::ios::binary);
+    file << content;
+    if (!file.flush()) return absl::UnavailableError(absl::StrCat(path, ": cannot be written"));
+    return absl::OkStatus();
+  }
   const std::string temporary = absl::StrCat(path, ".tmp");
   {
     std::ofstream file(temporary, std::ios::binary);

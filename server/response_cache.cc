@@ -29,6 +29,7 @@ int64_t BytesOf(const std::vector<engine::PositionLogprobs>& positions) {
 }  // namespace
 
 bool IsCacheable(const engine::GenerationRequest& request) {
+  // A trace tells of a computation, which a hit has not.
   return kernels::IsStrong(request.policy) && request.read_prefix_cache && !request.trace &&
          (request.sampling.seed.has_value() || request.sampling.temperature == 0);
 }

@@ -70,6 +70,21 @@ TEST(RowFingerprint, SeesSwapsZeroSignAndNaNPayload) {
   EXPECT_FALSE(FingerprintRow(&nan1, 1) == FingerprintRow(&nan2, 1));
 }
 
+// Whatever vector unit runs it: every length, with its remainder, gives the sums of the definition.
+TEST(RowFingerprint, FollowsTheDefinitionAtEveryLength) {
+  std::vector<float> row(300);
+  for (size_t i = 0; i < row.size(); ++i)
+    row[i] = std::ldexp(1.0f + i, static_cast<int>(i % 60) - 30);
+  RowFingerprint expected;
+  for (size_t n = 0; n < row.size(); ++n) {
+    EXPECT_EQ(FingerprintRow(row.data(), static_cast<int64_t>(n), 1000), expected) << n;
+    uint32_t bits;
+    std::memcpy(&bits, &row[n], sizeof(bits));
+    expected.a += fingerprint::SummandA(bits, 1000 + n);
+    expected.b += fingerprint::SummandB(bits, 1000 + n);
+  }
+}
+
 TEST(RowFingerprint, SlicesAddUp) {
   const std::vector<float> row = RandomRow(1000, 3);
   const RowFingerprint whole = FingerprintRow(row.data(), 1000);
