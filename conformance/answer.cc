@@ -26,6 +26,10 @@ std::string Text(const kernels::TokenLogprob& entry) {
                          Bits(entry.logprob));
 }
 
+std::string Ending(const SampleAnswer& sample) {
+  return absl::StrCat(sample.tokens.size(), " tokens, reason ", static_cast<int>(sample.reason));
+}
+
 bool Same(const kernels::TokenLogprob& x, const kernels::TokenLogprob& y) {
   return x.token == y.token && x.rank == y.rank && Bits(x.logprob) == Bits(y.logprob);
 }
@@ -100,9 +104,8 @@ void CompareOutputs(const SampleAnswer& reference, const SampleAnswer& observed,
   }
   if (reference.tokens.size() != observed.tokens.size() || reference.reason != observed.reason) {
     ++out.other_differing;
-    counter.Differ("finish", "output", static_cast<int64_t>(common),
-                   absl::StrCat(reference.tokens.size(), " tokens"),
-                   absl::StrCat(observed.tokens.size(), " tokens"));
+    counter.Differ("finish", "output", static_cast<int64_t>(common), Ending(reference),
+                   Ending(observed));
   } else if (reference.logits_sha256 != observed.logits_sha256 && !out.first.has_value()) {
     ++out.other_differing;  // the fingerprints agreed, so the chain must
     counter.Differ("finish", "output", static_cast<int64_t>(common), reference.logits_sha256,

@@ -16,6 +16,7 @@ namespace {
 
 struct Expectation {
   const char* fault;
+  kernels::Policy policy;
   std::set<std::string> caught;  // must report mismatches
   std::set<std::string> clean;   // must not: the fault cannot show there
 };
@@ -25,6 +26,7 @@ struct Expectation {
 // of a step differs from the reference's.
 const Expectation kExpectation = {
     "one reduction order depends on the batch size",
+    kernels::Policy::kPortable,
     {"batch size", "position in the batch", "neighbours: ordinary", "prefill chunk size",
      "prefix cache: warm", "mixed: 90 %", "combined"},
     {"repetition", "page size", "page table", "threads", "instruction set", "restart", "replica"}};
@@ -32,40 +34,26 @@ const Expectation kExpectation = {
 // With four or more sequences in a step, attention is cut at any block where the work of two
 // threads meets.
 const Expectation kExpectation = {"the attention split depends on the batch",
+                                  kernels::Policy::kPortable,
                                   {"batch size", "neighbours: very long", "combined"},
                                   {"repetition", "page size", "page table", "threads",
                                    "instruction set", "restart", "replica", "log-probabilities"}};
 #elif defined(VERBATIM_FAULT_PAGE_CLASS)
-// Strong requests read cached pages that throughput kernels wrote.
-const Expectation kExpectation = {"pages of another policy are shared",
-                                  {"prefix cache: other policy"},
-                                  {"repetition",
-                                   "batch size",
-                                   "position in the batch",
-                                   "neighbours: ordinary",
-                                   "neighbours: NaN",
-                                   "prefill chunk size",
-                                   "prefix cache: warm",
-                                   "prefix cache: partly warm",
-                                   "prefix cache: evicted",
-                                   "page size",
-                                   "page table",
-                                   "preemption",
-                                   "batching policy",
-                                   "threads",
-                                   "instruction set",
-                                   "restart",
-                                   "replica",
-                                   "log-probabilities",
-                                   "n samples",
-                                   "mixed: 50 %"}};
+// PINNED requests read cached pages that throughput kernels wrote.
+const Expectation kExpectation = {
+    "pages of another policy are shared",
+    kernels::Policy::kPinned,
+    {"prefix cache: other policy"},
+    {"repetition", "batch size", "neighbours: NaN", "prefill chunk size", "prefix cache: warm",
+     "prefix cache: partly warm", "prefix cache: evicted", "page size", "page table", "preemption",
+     "threads", "restart", "replica", "log-probabilities", "n samples", "mixed: 50 %"}};
 #else
 #error "one of the faults must be chosen"
 #endif
 
 TEST(FaultTest, TheSuiteCatchesThePlantedFault) {
   SuiteOptions options = ShortSuite();
-  options.policies = {{.policy = kernels::Policy::kPortable}};
+  options.policies = {{.policy = kExpectation.policy}};
   options.wanted = [](const Perturbation& perturbation) {
     return kExpectation.caught.contains(perturbation.name) ||
            kExpectation.clean.contains(perturbation.name);

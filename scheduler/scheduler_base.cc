@@ -171,7 +171,7 @@ void SchedulerBase::CommitStep(const StepPlan& plan, NumericsClass written_by) {
     }
 #ifdef VERBATIM_FAULT_PAGE_CLASS
     // Only in builds that show that the conformance suite can fail: throughput pages pass for
-    // strong ones.
+    // PINNED ones.
     if (writer == kThroughputClass) writer = 1;
 #endif
     sequence.RecordWriter(writer);
