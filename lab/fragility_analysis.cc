@@ -15,7 +15,7 @@ namespace verbatim::lab {
 namespace {
 
 constexpr int kResamples = 1000;
-constexpr double kBinEdges[] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1};
+constexpr double kBinEdges[] = {0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1};
 
 struct Pair {
   int64_t prompt;
