@@ -37,6 +37,9 @@ flags::FlagSet Flags::Set() {
           "`verbatim serve` finds it");
   set.Add("report", &report, "JSON file to write with the reliability table");
   set.Add("answers-file", &answers_file, "JSON lines to write with every answer's margins");
+  set.Add("dtype", &options.dtype, "of the server, as are the next two: what it will serve with");
+  set.Add("kv-cache-dtype", &options.kv_cache_dtype, "auto, float32 or bfloat16");
+  set.Add("threads", &options.threads, "threads that compute; 0: every core");
   set.Add("answers", &options.answers, "predictions to check against a rerun, at least");
   set.Add("rounds", &options.rounds, "answers to each question under load");
   set.Add("max-tokens", &options.max_tokens, "most output tokens of an answer");

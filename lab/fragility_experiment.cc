@@ -94,10 +94,12 @@ absl::StatusOr<FragilityMeasurement> MeasureFragility(const FragilityOptions& op
   result.prompts = FragilityPrompts(options.prompts(), options.seed);
   result.answers.resize(result.prompts.size());
 
-  say("starting a server, throughput mode in bfloat16");
+  say(absl::StrCat("starting a server, throughput mode in ", options.dtype));
   auto server = ServerProcess::Start(
       options.server_binary,
-      {absl::StrCat("--model=", options.model), "--dtype=bfloat16", "--kv-cache-bytes=512MiB"},
+      {absl::StrCat("--model=", options.model), absl::StrCat("--dtype=", options.dtype),
+       absl::StrCat("--kv-cache-dtype=", options.kv_cache_dtype),
+       absl::StrCat("--threads=", options.threads), "--kv-cache-bytes=512MiB"},
       kStartTimeout, say);
   if (!server.ok()) return server.status();
   client::Client* const client = (*server)->client();
