@@ -97,6 +97,8 @@ class StreamCall : public grpc::ClientReadReactor<v1::GenerateResponse>, public 
         sample.text += delta.text();
         sample.token_ids.insert(sample.token_ids.end(), delta.token_ids().begin(),
                                 delta.token_ids().end());
+        sample.top_margins.insert(sample.top_margins.end(), delta.top_margins().begin(),
+                                  delta.top_margins().end());
         break;
       }
       case v1::GenerateResponse::kFinished:

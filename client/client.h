@@ -34,6 +34,7 @@ struct DeltaRecord {
 struct SampleRecord {
   std::string text;
   std::vector<int32_t> token_ids;
+  std::vector<float> top_margins;  // one per token when asked for
   std::optional<v1::Finished> finished;
 };
 

@@ -26,7 +26,7 @@ constexpr int64_t kMostSamples = int64_t{1} << 31;
 struct Options {
   ConnectionFlags connection;
   PromptFlags prompt;
-  bool show_stats = false, disable_prefix_cache = false;
+  bool show_stats = false, disable_prefix_cache = false, fragility = false;
   bool trace_layers = false;
   std::string cache_salt, request_id, receipt, trace;
   std::optional<int64_t> n;
@@ -59,6 +59,9 @@ flags::FlagSet Options::Flags() {
   flags.Add("trace-layers", &trace_layers,
             "with --trace: also record a fingerprint of every output token's row after each layer");
   flags.Add("show-stats", &show_stats, "print hash, numerics id and timing to standard error");
+  flags.Add("fragility", &fragility,
+            "print how many tokens load could move, and the chance that a rerun differs, to "
+            "standard error");
   sampling.Register(&flags);
   return flags;
 }
@@ -137,6 +140,32 @@ absl::Status WriteReceipts(const std::string& path, const CallRecord& record) {
   return absl::UnavailableError(absl::StrCat("--receipt: cannot write ", path));
 }
 
+void PrintFragility(const CallRecord& record) {
+  for (size_t i = 0; i < record.samples.size(); ++i) {
+    const SampleRecord& sample = record.samples[i];
+    if (!sample.finished.has_value()) continue;
+    std::fprintf(stderr, "sample %-5zu ", i);
+    if (!sample.finished->has_fragility()) {
+      std::fprintf(stderr,
+                   "smallest margin %g; the server has no calibration, which verbatim lab "
+                   "fragility makes\n",
+                   static_cast<double>(sample.finished->min_top_margin()));
+      continue;
+    }
+    const v1::Fragility& fragility = sample.finished->fragility();
+    std::fprintf(stderr, "%lld of %lld tokens fragile",
+                 static_cast<long long>(fragility.fragile_tokens()),
+                 static_cast<long long>(sample.finished->output_tokens()));
+    if (fragility.has_probability()) {
+      std::fprintf(stderr, ", a rerun under load differs with probability %.3g (%.3g to %.3g)",
+                   fragility.probability(), fragility.probability_low(),
+                   fragility.probability_high());
+    }
+    if (!fragility.note().empty()) std::fprintf(stderr, "; %s", fragility.note().c_str());
+    std::fprintf(stderr, "\n             by %s\n", fragility.calibration().c_str());
+  }
+}
+
 absl::StatusOr<int> Options::Run() const {
   auto client = connection.Connect();
   if (!client.ok()) return client.status();
@@ -154,6 +183,7 @@ absl::StatusOr<int> Options::Run() const {
   if (!trace.empty()) {
     request.set_trace(trace_layers ? v1::TRACE_LEVEL_LAYERS : v1::TRACE_LEVEL_DECISIONS);
   }
+  request.set_return_fragility(fragility);
 
   const bool stream = n.value_or(1) == 1;
   const CallRecord record = (*client)->Generate(
@@ -174,6 +204,7 @@ absl::StatusOr<int> Options::Run() const {
   }
   std::fflush(stdout);
   if (show_stats) PrintStats(record);
+  if (fragility) PrintFragility(record);
   if (!record.status.ok()) return record.status;
   if (!receipt.empty()) {
     if (absl::Status status = WriteReceipts(receipt, record); !status.ok()) return status;

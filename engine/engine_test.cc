@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <set>
 
@@ -37,6 +38,22 @@ TEST(EngineTest, GeneratesAndAccounts) {
   EXPECT_EQ(sink->usage.output_tokens, 12);
   EXPECT_EQ(sink->done_calls, 1);
   EXPECT_EQ(TinyModel().tokenizer->Decode(sink->samples[0].tokens, true), sink->samples[0].text);
+}
+
+TEST(EngineTest, TopMarginsComeWhenAskedFor) {
+  GenerationRequest request = GreedyRequest(RandomPrompt(1, 40), 12);
+  EXPECT_TRUE(Alone(request).top_margins.empty());
+  request.return_top_margins = true;
+  request.sampling.logprobs = 2;
+  const CollectingSink::Sample sample = Alone(request);
+  ASSERT_EQ(sample.top_margins.size(), 12u);
+  for (size_t i = 0; i < sample.top_margins.size(); ++i) {
+    // The gap of two log-probabilities is that of their logits, but for rounding.
+    const auto& top = sample.logprobs[i].top;
+    EXPECT_NEAR(sample.top_margins[i], top[0].logprob - top[1].logprob, 1e-4) << i;
+  }
+  EXPECT_EQ(*std::min_element(sample.top_margins.begin(), sample.top_margins.end()),
+            sample.finished.min_top_margin);
 }
 
 struct Circumstance {

@@ -25,6 +25,7 @@ class CollectingSink final : public ResponseSink {
     std::string text;
     std::vector<int32_t> tokens;
     std::vector<PositionLogprobs> logprobs;
+    std::vector<float> top_margins;
     FinishedEvent finished;
     bool is_finished = false;
   };
@@ -44,6 +45,8 @@ class CollectingSink final : public ResponseSink {
       sample.text += event.text;
       sample.tokens.insert(sample.tokens.end(), event.tokens.begin(), event.tokens.end());
       sample.logprobs.insert(sample.logprobs.end(), event.logprobs.begin(), event.logprobs.end());
+      sample.top_margins.insert(sample.top_margins.end(), event.top_margins.begin(),
+                                event.top_margins.end());
       deltas = ++deltas_;
       changed_.notify_all();
     }

@@ -61,6 +61,7 @@ struct GenerationRequest {
   bool read_prefix_cache = true;
   bool trace = false;         // record what decided the bits (FinishedEvent::trace)
   bool trace_layers = false;  // and a fingerprint of every output token's row after each layer
+  bool return_top_margins = false;  // fill DeltaEvent.top_margins
   absl::Time deadline = absl::InfiniteFuture();
   bool keep_record = false;  // FinishedEvent::record is filled
   // Set: nothing is generated. One forward pass over prompt and claimed output recomputes the rows,
@@ -82,6 +83,9 @@ struct DeltaEvent {
   std::vector<PositionLogprobs> logprobs;  // one per token when asked for, else empty
   // Of the raw logits that each token was drawn from, when asked for, else empty.
   std::vector<numerics::RowFingerprint> row_fingerprints;
+  // Best raw logit minus the second best (kernels/ops/sampling.h): one per token when asked for,
+  // else empty.
+  std::vector<float> top_margins;
 };
 
 // What a receipt needs of a finished sample and the other events do not carry.

@@ -114,6 +114,7 @@ DeltaEvent SampleState::TakeToken(const kernels::SampledRow& sampled,
   if (request_.request.return_row_fingerprints) {
     delta.row_fingerprints.push_back(sampled.fingerprint);
   }
+  if (request_.request.return_top_margins) delta.top_margins.push_back(sampled.top_margin);
 
   FinishedEvent end;
   bool over = false, text_cut = false;  // text_cut: a stop string ended the text

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lab/demo_command.h"
+#include "lab/fragility_command.h"
 #include "lab/replay_study.h"
 #include "lab/serving_bench.h"
 
@@ -19,6 +20,8 @@ struct Experiment {
 
 constexpr Experiment kExperiments[] = {
     {"demo", "the same prompts in every mode: texts, logit bits and speed", RunDemo},
+    {"fragility", "how probable a rerun under load is to differ, and how well that is known",
+     RunFragility},
     {"replay-study", "recorded answers of throughput mode, repeated bit by bit", RunReplayStudy},
     {"serving-bench", "tokens per second of every mode, end to end", RunServingBench},
 };

@@ -101,6 +101,9 @@ void GenerateCall::Submit() {
     accepted.mutable_prompt_token_ids()->Add(prepared_.prompt.begin(), prepared_.prompt.end());
   }
   if (request_.return_receipt()) AskForReceipts();
+  if (request_.return_fragility() && service_->fragility_calibration.has_value()) {
+    queue_.set_fragility(FragilityScores(*service_->fragility_calibration, prepared_));
+  }
   std::shared_ptr<engine::ResponseSink> sink = shared_from_this();
   if (service_->response_cache != nullptr && AnswerFromCache(accepted, sink)) return;
   request_.Clear();

@@ -130,6 +130,69 @@ TEST_F(GenerationServiceTest, StreamsAcceptedDeltasFinishedUsage) {
   EXPECT_THAT(hashes, ElementsAre("hash1", "hash0"));
 }
 
+engine::DeltaEvent MarginDelta(const std::string& text, std::vector<float> margins) {
+  engine::DeltaEvent event = TextDelta(0, text);
+  event.top_margins = std::move(margins);
+  return event;
+}
+
+TEST_F(GenerationServiceTest, MarginsComeWithoutACalibration) {
+  v1::GenerateRequest request = TextRequest();
+  request.set_return_fragility(true);
+  grpc::ClientContext call;
+  auto reader = stub_->Generate(&call, request);
+  FakeEngine::Submitted submitted = engine_.Take();
+  EXPECT_TRUE(submitted.request.return_top_margins);
+  submitted.sink->OnDelta(MarginDelta("xy", {0.5F, 2}));
+  submitted.sink->OnDelta(MarginDelta("z", {0.25F}));
+  submitted.sink->OnFinished(Finished(0, 3));
+  submitted.sink->OnDone(absl::OkStatus(), {});
+
+  std::vector<float> margins;
+  int finished = 0;
+  for (const v1::GenerateResponse& message : Drain(*reader).messages) {
+    for (float margin : message.delta().top_margins()) margins.push_back(margin);
+    EXPECT_EQ(message.delta().top_margins_size(), message.delta().token_ids_size());
+    if (!message.has_finished()) continue;
+    ++finished;
+    EXPECT_FALSE(message.finished().has_fragility());
+  }
+  EXPECT_THAT(margins, ElementsAre(0.5F, 2, 0.25F));
+  EXPECT_EQ(finished, 1);
+}
+
+TEST_F(GenerationServiceTest, FragilityComesWhenAskedOfACalibratedServer) {
+  // Half of the drops reach 1.
+  fragility::Calibration& calibration = context_.fragility_calibration.emplace();
+  calibration.drift.Add(1);
+  calibration.drift.Add(0);
+  calibration.fragile_margin = 2;
+  calibration.rate = {.value = 1, .low = 1, .high = 1};
+  for (bool asks : {true, false}) {
+    v1::GenerateRequest request = TextRequest();
+    request.set_return_fragility(asks);
+    request.set_determinism(v1::DETERMINISM_THROUGHPUT);
+    request.mutable_sampling()->set_temperature(0);
+    grpc::ClientContext call;
+    auto reader = stub_->Generate(&call, request);
+    FakeEngine::Submitted submitted = engine_.Take();
+    EXPECT_EQ(submitted.request.return_top_margins, asks);
+    submitted.sink->OnDelta(asks ? MarginDelta("xy", {1, 30}) : TextDelta(0, "xy"));
+    submitted.sink->OnFinished(Finished(0, 2));
+    submitted.sink->OnDone(absl::OkStatus(), {});
+    int finished = 0;
+    for (const v1::GenerateResponse& message : Drain(*reader).messages) {
+      if (!message.has_finished()) continue;
+      ++finished;
+      EXPECT_EQ(message.finished().has_fragility(), asks);
+      if (!asks) continue;
+      EXPECT_EQ(message.finished().fragility().fragile_tokens(), 1);
+      EXPECT_NEAR(message.finished().fragility().probability(), 0.5, 1e-12);
+    }
+    EXPECT_EQ(finished, 1);
+  }
+}
+
 TEST_F(GenerationServiceTest, AcceptedIsFirstEvenWhenTheEngineIsFaster) {
   engine_.on_submit = [](engine::ResponseSink& sink) {
     sink.OnDelta(TextDelta(0, "fast"));

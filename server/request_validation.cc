@@ -205,6 +205,7 @@ absl::StatusOr<engine::GenerationRequest> ConvertGenerateRequest(const v1::Gener
   absl::StatusOr<kernels::Policy> policy = ConvertDeterminism(request.determinism(), limits);
   if (!policy.ok()) return policy.status();
   out.policy = *policy;
+  out.return_top_margins = request.return_fragility();
 
   if (request.return_receipt() && !kernels::IsStrong(out.policy)) {
     return absl::FailedPreconditionError(

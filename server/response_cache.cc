@@ -109,12 +109,16 @@ void RecordingSink::OnDelta(engine::DeltaEvent event) {
   const auto open = open_.find(event.index);
   const bool joins = open != open_.end();
   if (Grow((joins ? 0 : kEventBytes) + static_cast<int64_t>(event.text.size()) +
-           static_cast<int64_t>(sizeof(int32_t) * event.tokens.size()) + BytesOf(event.logprobs))) {
+           static_cast<int64_t>(sizeof(int32_t) * event.tokens.size()) +
+           static_cast<int64_t>(sizeof(float) * event.top_margins.size()) +
+           BytesOf(event.logprobs))) {
     if (joins) {
       auto& delta = std::get<engine::DeltaEvent>(answer_->events[open->second]);
       delta.text += event.text;
       delta.tokens.insert(delta.tokens.end(), event.tokens.begin(), event.tokens.end());
       delta.logprobs.insert(delta.logprobs.end(), event.logprobs.begin(), event.logprobs.end());
+      delta.top_margins.insert(delta.top_margins.end(), event.top_margins.begin(),
+                               event.top_margins.end());
     } else {
       open_[event.index] = answer_->events.size();
       answer_->events.emplace_back(event);

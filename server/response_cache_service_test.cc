@@ -33,13 +33,18 @@ TEST(ResponseCacheServiceTest, AHitOfTheResponseCacheIsTheSameAnswer) {
   NodeOptions options;
   options.response_cache_bytes = 1 << 20;
   Node node(std::move(options));
+  fragility::Calibration& calibration = node.context.fragility_calibration.emplace();
+  calibration.drift.Add(0);
+  calibration.fragile_margin = 1;
   v1::GenerateRequest request = SampledRequest(8, 40, 30);
+  request.set_return_fragility(true);
   request.mutable_sampling()->set_n(2);
   request.mutable_sampling()->set_logprobs(3);
   request.mutable_sampling()->set_prompt_logprobs(2);
   const Answer first = node.Generate(request);
   ASSERT_TRUE(first.status.ok()) << first.status.error_message();
   EXPECT_FALSE(first.usage.response_cache_hit());
+  EXPECT_GT(first.samples[0].finished.fragility().fragile_tokens(), 1);
   const int64_t computed = node.Info().steps().tokens();
   request.set_request_id("another");
   const Answer second = node.Generate(request);

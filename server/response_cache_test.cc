@@ -99,9 +99,12 @@ TEST(RecordingSinkTest, KeepsWhatItPassesOnWithDeltasJoined) {
   auto inner = std::make_shared<CountingSink>();
   RecordingSink sink(inner, &cache, Key(1));
   sink.OnPromptLogprobs(std::vector<engine::PositionLogprobs>(3));
-  sink.OnDelta(TextDelta(0, "a"));
+  engine::DeltaEvent a = TextDelta(0, "a"), b = TextDelta(0, "b");
+  a.top_margins = {1};
+  b.top_margins = {2};
+  sink.OnDelta(a);
   sink.OnDelta(TextDelta(1, "x"));
-  sink.OnDelta(TextDelta(0, "b"));
+  sink.OnDelta(b);
   sink.OnFinished(Finished(0, 2));
   sink.OnDelta(TextDelta(1, "y"));
   sink.OnFinished(Finished(1, 2));
@@ -114,6 +117,8 @@ TEST(RecordingSinkTest, KeepsWhatItPassesOnWithDeltasJoined) {
   ASSERT_EQ(answer->events.size(), 5u);
   EXPECT_EQ(std::get<engine::DeltaEvent>(answer->events[1]).text, "ab");
   EXPECT_EQ(std::get<engine::DeltaEvent>(answer->events[1]).tokens.size(), 2u);
+  EXPECT_EQ(std::get<engine::DeltaEvent>(answer->events[1]).top_margins,
+            std::vector<float>({1, 2}));
   EXPECT_EQ(std::get<engine::DeltaEvent>(answer->events[2]).text, "xy");
   EXPECT_GT(answer->bytes, 500);
 }

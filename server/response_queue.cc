@@ -25,7 +25,7 @@ int64_t BytesOf(const engine::PositionLogprobs& position) {
 
 int64_t BytesOf(const engine::DeltaEvent& event) {
   int64_t bytes = static_cast<int64_t>(event.text.size()) + 16;
-  bytes += 4 * static_cast<int64_t>(event.tokens.size());
+  bytes += 4 * static_cast<int64_t>(event.tokens.size() + event.top_margins.size());
   for (const engine::PositionLogprobs& position : event.logprobs) bytes += BytesOf(position);
   return bytes;
 }
@@ -75,6 +75,7 @@ void ResponseQueue::Push(std::vector<engine::PositionLogprobs> prompt_logprobs) 
 }
 
 void ResponseQueue::Push(engine::DeltaEvent event) {
+  if (fragility_.has_value()) fragility_->Add(event.index, event.top_margins);
   const int64_t bytes = BytesOf(event);
   delta_bytes_ += bytes;
   // A sample's deltas are followed by its end, so the last delta of this sample is the one to join.
@@ -85,6 +86,7 @@ void ResponseQueue::Push(engine::DeltaEvent event) {
     last->event.text += event.text;
     MoveAppend(event.tokens, &last->event.tokens);
     MoveAppend(event.logprobs, &last->event.logprobs);
+    MoveAppend(event.top_margins, &last->event.top_margins);
     last->bytes += bytes;
     return;
   }
@@ -121,7 +123,9 @@ std::optional<v1::GenerateResponse> ResponseQueue::Pop() {
     return response;
   }
   if (auto* finished = std::get_if<engine::FinishedEvent>(&event)) {
-    ToProto(*finished, response.mutable_finished());
+    v1::Finished* out = response.mutable_finished();
+    ToProto(*finished, out);
+    if (fragility_.has_value()) *out->mutable_fragility() = fragility_->Take(finished->index);
     return response;
   }
   Delta& delta = std::get<Delta>(event);
@@ -133,6 +137,7 @@ std::optional<v1::GenerateResponse> ResponseQueue::Pop() {
   for (const engine::PositionLogprobs& position : delta.event.logprobs) {
     ToProto(position, out->add_logprobs());
   }
+  out->mutable_top_margins()->Add(delta.event.top_margins.begin(), delta.event.top_margins.end());
   return response;
 }
 

@@ -14,6 +14,7 @@
 
 #include "engine/generation.h"
 #include "model/tokenizer.h"
+#include "server/fragility_scores.h"
 #include "trace/trace.h"
 #include "verbatim/v1/verbatim.pb.h"
 
@@ -31,6 +32,9 @@ class ResponseQueue {
   // Makes the receipts of finished samples, when their turn comes; without it they have none.
   using MakeReceipt = std::function<std::optional<v1::Receipt>(const engine::FinishedEvent&)>;
   void set_make_receipt(MakeReceipt make_receipt) { make_receipt_ = std::move(make_receipt); }
+
+  // Scores every delta pushed from now on; finished samples then carry the report.
+  void set_fragility(FragilityScores scores) { fragility_.emplace(std::move(scores)); }
 
   void PushFirst(v1::Accepted accepted);  // goes before everything already queued
   void Push(std::vector<engine::PositionLogprobs> prompt_logprobs);  // cut into several if large
@@ -69,6 +73,7 @@ class ResponseQueue {
 
   const model::Tokenizer& tokenizer_;
   MakeReceipt make_receipt_;
+  std::optional<FragilityScores> fragility_;
   std::deque<Event> events_;
   int64_t delta_bytes_ = 0;
   std::string trace_version_, trace_weights_sha256_;

@@ -27,6 +27,7 @@
 #include "model/chat_template.h"
 #include "model/checkpoint.h"
 #include "server/cpu_time.h"
+#include "server/fragility_calibration.h"
 #include "server/generation_service.h"
 #include "server/grpc_server.h"
 #include "server/server_config.h"
@@ -110,6 +111,19 @@ struct Serving {
   std::unique_ptr<GrpcServer> grpc;
 };
 
+absl::Status LoadFragility(ServerConfig* config, const std::string& weights_sha256,
+                           Serving* serving) {
+  auto found =
+      FindFragilityCalibration(config->fragility_calibration, config->model, weights_sha256,
+                               fragility::ConfigurationName(serving->backend_description,
+                                                            config->dtype, config->kv_cache_dtype));
+  if (!found.ok()) return found.status();
+  if (!found->ignored.empty()) std::fprintf(stderr, "%s\n", found->ignored.c_str());
+  config->fragility_calibration = found->path;
+  serving->context.fragility_calibration = std::move(found->calibration);
+  return absl::OkStatus();
+}
+
 absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weights_sha256) {
   auto checkpoint = model::Checkpoint::Open(config->model);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -140,7 +154,7 @@ absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weig
                      " cannot be honoured: ", support.refusal));
   }
   *weights_sha256 = fingerprint.get();
-  return absl::OkStatus();
+  return LoadFragility(config, *weights_sha256, serving);
 }
 
 v1::GetModelInfoResponse DescribeModel(const ServerConfig& config, const Serving& serving,

@@ -108,6 +108,9 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("response-cache", &response_cache_mib,
             "MiB for whole answers of deterministic requests that are greedy or have a seed, given "
             "again to equal requests with the same cache_salt; 0: off");
+  flags.Add("fragility-calibration", &fragility_calibration,
+            "file of `verbatim lab fragility` for requests with return_fragility; default: the "
+            "model's path with .fragility.json added, if that was made for this configuration");
 
   flags.Group("Batching");
   flags.Add("batching-policy", &batching_policy,

@@ -52,6 +52,8 @@ struct ServerConfig {
   int64_t response_cache_mib = 0;   // 0: off
   bool allow_traces = false;
   double drain_timeout_s = 30;
+  // Empty: the model's path with ".fragility.json" added, where that file exists and fits.
+  std::string fragility_calibration;
 
   // The flags of `verbatim serve`; they write into `this`, which must outlive the result.
   flags::FlagSet Flags();

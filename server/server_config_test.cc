@@ -59,6 +59,7 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
                                          "--max-logprobs=6",
                                          "--receipt-signing-key=k.pem",
                                          "--response-cache=9",
+                                         "--fragility-calibration=/c.json",
                                          "--port=0"},
                                         &config);
   ASSERT_TRUE(status.ok()) << status;
@@ -88,6 +89,7 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
   EXPECT_TRUE(config.receipts);
   EXPECT_EQ(config.receipt_signing_key, "k.pem");
   EXPECT_EQ(config.response_cache_mib, 9);
+  EXPECT_EQ(config.fragility_calibration, "/c.json");
   EXPECT_EQ(config.served_model_name, "Tiny-1B.Q4_1");
 }
 

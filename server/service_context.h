@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/time/time.h"
 #include "engine/engine.h"
+#include "fragility/calibration.h"
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
 #include "server/receipt_issuer.h"
@@ -36,6 +38,7 @@ struct ServiceContext {
   v1::GetServerInfoResponse server_info;  // the part that does not change
   absl::Time start_time;
   std::function<double()> front_end_cpu_seconds;  // may be empty
+  std::optional<fragility::Calibration> fragility_calibration;
 
   // Texts up to this size are tokenised on the thread that brings the request.
   int64_t inline_text_bytes = 4 << 10;
