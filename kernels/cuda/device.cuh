@@ -12,17 +12,19 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/cuda/stream.h"
+
 #if !defined(__CUDACC__)
 
 #include "simt/device.h"
 
 #else
 
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 namespace verbatim::kernels::cuda {
 
-using Stream = cudaStream_t;
 inline constexpr uint32_t kFullMask = 0xffffffffu;
 inline constexpr int kWarpSize = 32;
 
@@ -82,6 +84,11 @@ __device__ __forceinline__ uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
   return __umul64hi(a, b);
 }
 __device__ __forceinline__ uint32_t MultiplyHigh(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+// Exact, for every value that is not NaN.
+__device__ __forceinline__ float WidenHalf(uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
 
 // A load of memory that no kernel writes meanwhile and that is not read again soon (weights).
 __device__ __forceinline__ uint4 LoadOnce(const uint4* address) {

@@ -11,6 +11,8 @@
 #include <string>
 #include <type_traits>
 
+#include "kernels/cuda/stream.h"
+#include "kernels/numerics/bf16.h"
 #include "simt/emulator.h"
 
 using dim3 = simt::Dim3;
@@ -39,8 +41,6 @@ struct alignas(8) float2 {
 
 namespace verbatim::kernels::cuda {
 
-// A launch queue; the emulator runs everything at once.
-using Stream = void*;
 inline constexpr uint32_t kFullMask = simt::kFullMask;
 inline constexpr int kWarpSize = simt::kWarpSize;
 #define VERBATIM_HERE const std::source_location& where = std::source_location::current()
@@ -156,6 +156,7 @@ inline uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
 inline uint32_t MultiplyHigh(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
 }
+inline float WidenHalf(uint16_t bits) { return numerics::FloatFromFp16(bits); }
 template <class T>
 T LoadOnce(const T* address) {
   return *address;
