@@ -21,5 +21,6 @@ set(VERBATIM_CUDA_HOST_SOURCES
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS
   attention_test
+  cuda_sampler_test
   gemm_portable_test
   row_operations_test)
