@@ -45,6 +45,7 @@ struct Warp {
   std::source_location where;
   WarpLanes lanes;
   int generation = 0;
+  bool rests = false;  // for this turn
   char tags[2];
 };
 
@@ -158,13 +159,24 @@ std::string Machine::RunBlock(size_t shared_bytes) {
     thread.copy_group = 0;
     thread.fiber.Start([](void* machine) { static_cast<Machine*>(machine)->ThreadMain(); }, this);
   }
+  // A seeded order lets some warps lag behind by many turns, so that what a warp does early meets
+  // what another still has to do.
+  std::vector<unsigned int> laggard(warps.size(), 1);
+  if (schedule.order == Order::kSeeded) {
+    for (unsigned int& turns : laggard) turns = 1u << (2 * (rng() % 3));
+  }
   while (done < threads && fault.empty()) {
     if (schedule.order == Order::kSeeded) std::shuffle(order.begin(), order.end(), rng);
+    for (Warp& warp : warps) {
+      const unsigned int turns = laggard[static_cast<size_t>(&warp - warps.data())];
+      warp.rests = turns > 1 && rng() % turns != 0;
+    }
     bool progress = false;
     for (unsigned int i : order) {
       Thread& thread = *pool[i];
       if (thread.state != State::kRunnable) continue;
       progress = true;
+      if (warps[i / kWarpSize].rests) continue;
       current = &thread;
       thread.fiber.Resume();
       current = nullptr;

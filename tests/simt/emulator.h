@@ -2,9 +2,10 @@
 //
 // Blocks run one after the other; the threads of a block take turns, each running until it meets a
 // barrier or a warp operation. The order of blocks and of threads is chosen by Schedule, so that
-// code which depends on an order gives different results. Dynamic shared memory is filled with NaN
-// patterns before every block. A fault (divergent barrier, exit before a barrier, wrong mask, write
-// past shared memory) ends the launch with a message that names file and line.
+// code which depends on an order gives different results; a seeded order also delays whole warps.
+// Dynamic shared memory is filled with NaN patterns before every block. A fault (divergent barrier,
+// exit before a barrier, wrong mask, write past shared memory) ends the launch with a message that
+// names file and line.
 //
 // Not modelled: bank conflicts, memory ordering, alignment rules of matrix loads.
 #pragma once
