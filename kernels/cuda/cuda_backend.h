@@ -69,6 +69,7 @@ class CudaBackend final : public Backend {
   CudaBackend(const CudaBackendOptions& options, runtime::DeviceInfo info, Stream stream)
       : options_(options), info_(std::move(info)), stream_(stream) {}
 
+  absl::Status GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight, bool round);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
   // What the kernels' fault word says, as a status; the word is cleared.
   absl::Status TakeFault();

@@ -97,18 +97,73 @@ absl::Status CudaBackend::Gemm(const GemmParams& params) {
         params.y_stride, " below ", weight->rows(), " rows, or x or y is missing"));
   }
   if (absl::Status status = CheckPolicy("Gemm", params.mode.policy); !status.ok()) return status;
+  const bool round = Rounds(params.mode) && params.round_output;
+  if (params.mode.policy != Policy::kPortable) return GemmOnMatrixUnits(params, *weight, round);
   for (const PackedPart& part : weight->parts()) {
+    absl::Status status =
+        runtime::LaunchStatus("Gemm", LaunchGemmPortable({.part = part,
+                                                          .tokens = params.tokens,
+                                                          .x = params.x,
+                                                          .x_stride = params.x_stride,
+                                                          .y = params.y,
+                                                          .y_stride = params.y_stride,
+                                                          .bias = params.bias,
+                                                          .residual = params.residual,
+                                                          .round = round},
+                                                         stream_));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight,
+                                            bool round) {
+  // As many tokens at a time as the workspace holds; slices change no bits.
+  const int64_t groups = (weight.cols() + kGroupColumns - 1) / kGroupColumns;
+  const int64_t tile_bytes = 8 * groups * kGroupColumns * 2;
+  const int64_t workspace = static_cast<int64_t>(workspace_->size_bytes());
+  constexpr int64_t kSliceTiles = 16;
+  int64_t slice = params.tokens;
+  if (PinnedTokenTiles(slice) * tile_bytes > workspace) {
+    slice = workspace / tile_bytes / kSliceTiles * kSliceTiles * 8;
+    if (slice == 0) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("Gemm: ", weight.cols(), " columns need ", kSliceTiles * tile_bytes,
+                       " bytes of workspace; workspace_bytes is ", workspace));
+    }
+  }
+  char* const packed = static_cast<char*>(workspace_->data());
+  for (int64_t first = 0; first < params.tokens; first += slice) {
+    const int64_t tokens = std::min(slice, params.tokens - first);
+    const int64_t token_tiles = PinnedTokenTiles(tokens);
+    const size_t packed_bytes = static_cast<size_t>(token_tiles * tile_bytes);
     absl::Status status = runtime::LaunchStatus(
-        "Gemm", LaunchGemmPortable({.part = part,
-                                    .tokens = params.tokens,
-                                    .x = params.x,
-                                    .x_stride = params.x_stride,
-                                    .y = params.y,
-                                    .y_stride = params.y_stride,
-                                    .bias = params.bias,
-                                    .residual = params.residual,
-                                    .round = Rounds(params.mode) && params.round_output},
-                                   stream_));
+        "Gemm", LaunchPackActivations({.x = params.x + first * params.x_stride,
+                                       .x_stride = params.x_stride,
+                                       .tokens = tokens,
+                                       .cols = weight.cols(),
+                                       .token_tiles = token_tiles,
+                                       .groups = groups,
+                                       .packed = packed},
+                                      stream_));
+    for (const PackedPart& part : weight.bf16_parts()) {
+      if (!status.ok()) return status;
+      const int64_t offset = first * params.y_stride;
+      status = runtime::LaunchStatus(
+          "Gemm", LaunchGemmPinned(
+                      {.part = part,
+                       .tokens = tokens,
+                       .packed_x = packed,
+                       .y = params.y + offset,
+                       .y_stride = params.y_stride,
+                       .bias = params.bias,
+                       .residual = params.residual == nullptr ? nullptr : params.residual + offset,
+                       .round = round,
+                       .partials = reinterpret_cast<float*>(packed + packed_bytes),
+                       .partial_bytes = workspace_->size_bytes() - packed_bytes,
+                       .multiprocessors = info_.multiprocessors},
+                      stream_));
+    }
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -4,29 +4,14 @@
 // lane an output, so that weights stream through registers once, 16 bytes a lane. Many tokens:
 // register tiles over decoded weights in shared memory.
 #include "kernels/cuda/codecs.cuh"
+#include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/tree.cuh"
-#include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
 
 constexpr int kChunk = static_cast<int>(numerics::kChunkLength);
-
-// What becomes of a finished sum.
-struct Epilogue {
-  float* y;
-  int64_t y_stride;
-  const float* bias;
-  const float* residual;
-  bool round;
-
-  __device__ __forceinline__ void Store(int64_t token, int64_t column, float sum) const {
-    if (bias != nullptr) sum = sum + bias[column];
-    if (residual != nullptr) sum = residual[token * y_stride + column] + sum;
-    y[token * y_stride + column] = round ? numerics::RoundToBf16(sum) : sum;
-  }
-};
 
 constexpr int kMaxWarps = 16;
 constexpr int kNodeStack = 24;
@@ -135,7 +120,7 @@ constexpr int kThreadTokens = 8;
 constexpr int kThreadOutputs = 4;
 constexpr int kTileThreads = 256;
 constexpr int kTokenStride = kTileTokens + 4;  // keeps the transposing stores off one bank
-constexpr int kTileStack = 20;
+constexpr int kTileStack = 12;                 // 2^11 chunks: the longest row that LoadMatrix takes
 
 struct TileSums {
   float v[kThreadTokens][kThreadOutputs];

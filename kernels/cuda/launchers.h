@@ -163,4 +163,41 @@ struct GemmArgs {
 };
 int LaunchGemmPortable(const GemmArgs& args, Stream stream);
 
+// Inputs of the matrix units: x rounded to bf16, as [token tiles of 8][segments of 8 columns][8
+// tokens] 16 bytes; columns up to `groups` groups of 32, and tokens that do not exist, are +0.
+struct PackActivationsArgs {
+  const float* x;
+  int64_t x_stride;
+  int64_t tokens, cols;
+  int64_t token_tiles, groups;
+  void* packed;
+};
+int LaunchPackActivations(const PackActivationsArgs& args, Stream stream);
+
+// Shards of a reduction in PINNED: the tree's nodes at depth 2, or above where there are fewer
+// chunks. Each is one accumulator of the matrix unit in ascending k.
+inline constexpr int kPinnedShards = 4;
+// Token tiles that PackActivations must fill for a product of so many tokens.
+VERBATIM_HD constexpr int64_t PinnedTokenTiles(int64_t tokens) {
+  const int64_t unit = tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 64 ? 8 : 16;
+  return (tokens + 8 * unit - 1) / (8 * unit) * unit;
+}
+
+// PINNED product for one part packed as BF16. Which kernel runs depends on the number of tokens,
+// what an output's instructions and their order are does not.
+struct GemmPinnedArgs {
+  PackedPart part;
+  int64_t tokens;
+  const void* packed_x;
+  float* y;
+  int64_t y_stride;
+  const float* bias;
+  const float* residual;
+  bool round;
+  float* partials;  // working memory
+  size_t partial_bytes;
+  int multiprocessors;
+};
+int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
+
 }  // namespace verbatim::kernels::cuda

@@ -3,6 +3,7 @@ set(VERBATIM_CUDA_KERNELS
   attention.cu
   embedding.cu
   gather_rows.cu
+  gemm_pinned.cu
   gemm_portable.cu
   kv_write.cu
   rms_norm.cu
@@ -22,5 +23,6 @@ set(VERBATIM_CUDA_HOST_SOURCES
 set(VERBATIM_CUDA_TESTS
   attention_test
   cuda_sampler_test
+  gemm_pinned_test
   gemm_portable_test
   row_operations_test)
