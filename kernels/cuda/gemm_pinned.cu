@@ -11,7 +11,7 @@
 // together: what LoadMatrixX4 reads without bank conflicts.
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/tree.cuh"
+#include "kernels/cuda/tree_nodes.h"
 #include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cuda {

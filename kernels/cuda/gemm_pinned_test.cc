@@ -4,7 +4,7 @@
 #include "kernels/cpu/gemm_test_matrices.h"
 #include "kernels/cuda/backend_pair_test.h"
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/tree.cuh"
+#include "kernels/cuda/tree_nodes.h"
 #include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cuda {

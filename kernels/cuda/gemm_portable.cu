@@ -6,7 +6,7 @@
 #include "kernels/cuda/codecs.cuh"
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/tree.cuh"
+#include "kernels/cuda/tree_nodes.h"
 
 namespace verbatim::kernels::cuda {
 namespace {

@@ -20,7 +20,7 @@ struct DeviceInfo {
   int multiprocessors = 0;
   size_t memory_bytes = 0;
   size_t max_shared_bytes = 0;  // of a block
-  int driver_version = 0;       // 13000 is 13.0
+  int driver_version = 0;       // newest CUDA that the driver knows; 13000 is 13.0
   // What fixes the bits of code that has no contract of its own order: the hash of the kernels'
   // sources, compiler and flags; and the driver when it compiled them from PTX.
   std::string code_tag;

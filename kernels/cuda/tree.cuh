@@ -1,40 +1,10 @@
-// The reduction tree as threads share it: nodes of one depth, and the fold of 32 lanes.
+// The fold of a warp's 32 lanes, with which row reductions end.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
-#include "kernels/numerics/reduction_tree.h"
+#include "kernels/cuda/tree_nodes.h"
 
 namespace verbatim::kernels::cuda {
-
-// The chunks [first, first + count) below a node.
-struct TreeNode {
-  int64_t first;
-  int64_t count;
-};
-
-// Node `index` of the 2^depth nodes at `depth` of the tree over `chunks` >= 2^depth chunks. The
-// levels above join neighbours: (0 + 1) + (2 + 3), and so on.
-VERBATIM_HD constexpr TreeNode NodeAt(int index, int depth, int64_t chunks) {
-  TreeNode node{0, chunks};
-  for (int bit = depth - 1; bit >= 0; --bit) {
-    const int64_t left = numerics::LeftCount(node.count);
-    if ((index >> bit) % 2 != 0) {
-      node.first += left;
-      node.count -= left;
-    } else {
-      node.count = left;
-    }
-  }
-  return node;
-}
-
-// The greatest power of two that is at most `limit` and `chunks` (1 for no chunks), as its
-// exponent: the depth at which that many workers each own a node.
-VERBATIM_HD constexpr int DepthFor(int limit, int64_t chunks) {
-  int depth = 0;
-  while ((2 << depth) <= limit && (int64_t{2} << depth) <= chunks) ++depth;
-  return depth;
-}
 
 // The sum of a warp's lanes by halving (16, 8, 4, 2, 1), in every lane. Adding the partner's value
 // to one's own gives both the same bits, because addition commutes.
