@@ -50,8 +50,8 @@ std::vector<ForwardSequence> Prompts(int64_t vocab) {
 
 using Logits = std::vector<std::vector<LogitRow>>;
 
-Logits Run(ForwardRunner& runner, const std::vector<ForwardSequence>& prompts, Policy policy,
-           int64_t chunk) {
+Logits PromptLogits(ForwardRunner& runner, const std::vector<ForwardSequence>& prompts,
+                    Policy policy, int64_t chunk) {
   auto logits = runner.Prefill(prompts, {.policy = policy}, chunk);
   EXPECT_TRUE(logits.ok()) << logits.status();
   return logits.ok() ? *std::move(logits) : Logits{};
@@ -82,11 +82,11 @@ TEST_P(ForwardPairTest, PortableHasTheBitsOfTheCpu) {
   const auto cuda = OnCuda(path());
   ASSERT_NE(cuda, nullptr);
   const std::vector<ForwardSequence> prompts = Prompts((*cpu)->config().vocab_size);
-  const Logits expected = Run(**cpu, prompts, Policy::kPortable, 0);
+  const Logits expected = PromptLogits(**cpu, prompts, Policy::kPortable, 0);
   ASSERT_EQ(expected.size(), prompts.size());
-  ExpectSameBits(expected, Run(*cuda, prompts, Policy::kPortable, 0), "one step");
+  ExpectSameBits(expected, PromptLogits(*cuda, prompts, Policy::kPortable, 0), "one step");
   test_device::UseSchedule(test_device::Schedules() - 1);
-  ExpectSameBits(expected, Run(*cuda, prompts, Policy::kPortable, 37), "chunks of 37");
+  ExpectSameBits(expected, PromptLogits(*cuda, prompts, Policy::kPortable, 37), "chunks of 37");
   test_device::UseSchedule(0);
   // A decode step behind the first prompt.
   for (int32_t i = 0; i < 2; ++i) {
@@ -104,14 +104,14 @@ TEST_P(ForwardPairTest, PinnedHasOneAnswerInEveryBatchAndChunking) {
   const auto cuda = OnCuda(path());
   ASSERT_NE(cuda, nullptr);
   const std::vector<ForwardSequence> prompts = Prompts(cuda->config().vocab_size);
-  const Logits together = Run(*cuda, prompts, Policy::kPinned, 0);
+  const Logits together = PromptLogits(*cuda, prompts, Policy::kPinned, 0);
   ASSERT_EQ(together.size(), prompts.size());
-  ExpectSameBits(together, Run(*cuda, prompts, Policy::kPinned, 29), "chunks of 29");
+  ExpectSameBits(together, PromptLogits(*cuda, prompts, Policy::kPinned, 29), "chunks of 29");
   for (size_t s = 0; s < prompts.size(); ++s) {
-    ExpectSameBits({together[s]}, Run(*cuda, {prompts[s]}, Policy::kPinned, 64), "alone");
+    ExpectSameBits({together[s]}, PromptLogits(*cuda, {prompts[s]}, Policy::kPinned, 64), "alone");
   }
   // Near the fp32 answer: inputs and weights carry 8 bits.
-  const Logits exact = Run(**cpu, prompts, Policy::kPortable, 0);
+  const Logits exact = PromptLogits(**cpu, prompts, Policy::kPortable, 0);
   double error = 0, size = 0;
   for (size_t s = 0; s < exact.size(); ++s) {
     for (size_t p = 0; p < exact[s].size(); ++p) {
