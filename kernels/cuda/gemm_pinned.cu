@@ -22,8 +22,6 @@ constexpr int kStepSegments = 2;              // of one instruction
 constexpr int kGroupSegments = 4;             // of 32 columns
 constexpr int kWeightSegmentBytes = 32 * 16;  // a row tile's
 constexpr int kTokenSegmentBytes = 8 * 16;    // a token tile's
-constexpr int kShardDepth = 2;
-static_assert(1 << kShardDepth == kPinnedShards);
 
 constexpr int kPackThreads = 256;
 
@@ -55,12 +53,21 @@ __global__ void PackActivationsKernel(PackActivationsArgs args) {
 struct ShardRange {
   int64_t first, last;
 };
-__device__ __forceinline__ ShardRange RangeOf(const PackedPart& part, int shard, int depth) {
+__device__ __forceinline__ ShardRange RangeOf(const PackedPart& part, int shard) {
   constexpr int64_t kChunkSegments = numerics::kChunkLength / kSegment;
-  const TreeNode node = NodeAt(shard, depth, numerics::ChunkCount(part.cols));
+  const TreeNode node = ShardAt(shard, numerics::ChunkCount(part.cols));
   const int64_t end = (node.first + node.count) * kChunkSegments;
   const int64_t all = part.groups() * kGroupSegments;
   return {node.first * kChunkSegments, end < all ? end : all};
+}
+
+// The top of the tree over the shards.
+__device__ __forceinline__ float JoinShards(const float (&v)[kMaxShards], int shards) {
+  static_assert(kMaxShards == 4);
+  if (shards == 1) return v[0];
+  const float left = v[0] + v[1];
+  if (shards == 2) return left;
+  return left + (shards == 3 ? v[2] : v[2] + v[3]);
 }
 
 // Address of this lane's row for LoadMatrixX4 of a weight fragment: 16 rows, one step.
@@ -76,11 +83,11 @@ __device__ __forceinline__ const unsigned char* TokenRow(const unsigned char* se
 constexpr int kFewStages = 4;
 constexpr int kFewSegments = 8;  // 64 columns a stage
 
-// Few tokens: 2^depth warps, each a shard of 32 outputs × 8 kTiles tokens. grid (row tiles).
+// Few tokens: a warp a shard of 32 outputs × 8 kTiles tokens. grid (row tiles).
 template <int kTiles>
-__global__ void __launch_bounds__(kPinnedShards * 32)
+__global__ void __launch_bounds__(kMaxShards * 32)
     FewTokensKernel(PackedPart part, int64_t tokens, const unsigned char* packed_x,
-                    Epilogue epilogue, int depth) {
+                    Epilogue epilogue, int shards) {
   constexpr int kWeightBytes = kFewSegments * kWeightSegmentBytes;
   constexpr int kTileBytes = kFewSegments * kTokenSegmentBytes;
   constexpr int kStageBytes = kWeightBytes + kTiles * kTileBytes;
@@ -89,7 +96,7 @@ __global__ void __launch_bounds__(kPinnedShards * 32)
   unsigned char* const own = bytes + warp * kFewStages * kStageBytes;
   const int64_t tile = blockIdx.x;
   const int64_t segments = part.groups() * kGroupSegments;
-  const ShardRange range = RangeOf(part, warp, depth);
+  const ShardRange range = RangeOf(part, warp);
   const unsigned char* weights =
       static_cast<const unsigned char*>(part.quants) + tile * segments * kWeightSegmentBytes;
   const int64_t stages = (range.last - range.first + kFewSegments - 1) / kFewSegments;
@@ -172,21 +179,14 @@ __global__ void __launch_bounds__(kPinnedShards * 32)
     }
   }
   SyncThreads();
-  const int shards = 1 << depth;
   const int64_t row = tile * kTileRows + lane;
   for (int64_t token = warp; token < tokens; token += shards) {
-    float v[kPinnedShards];
+    float v[kMaxShards];
 #pragma unroll
-    for (int i = 0; i < kPinnedShards; ++i) {
+    for (int i = 0; i < kMaxShards; ++i) {
       v[i] = i < shards ? partials[(i * 8 * kTiles + token) * 32 + lane] : 0.0f;
     }
-#pragma unroll
-    for (int width = kPinnedShards; width > 1; width /= 2) {
-      if (width > shards) continue;
-#pragma unroll
-      for (int i = 0; i < width / 2; ++i) v[i] = v[2 * i] + v[2 * i + 1];
-    }
-    if (row < part.rows) epilogue.Store(token, part.first_row + row, v[0]);
+    if (row < part.rows) epilogue.Store(token, part.first_row + row, JoinShards(v, shards));
   }
 }
 
@@ -204,7 +204,7 @@ struct TileAccumulators {
 template <int kTiles>
 __global__ void __launch_bounds__(kBlockThreads)
     ManyTokensKernel(PackedPart part, int64_t tokens, const unsigned char* packed_x,
-                     Epilogue epilogue, float* partials, int depth) {
+                     Epilogue epilogue, float* partials, int shards) {
   constexpr int kTokenTiles = 2 * kTiles;
   constexpr int kWeightBytes = kBlockRowTiles * kGroupSegments * kWeightSegmentBytes;
   constexpr int kStageBytes = kWeightBytes + kTokenTiles * kGroupSegments * kTokenSegmentBytes;
@@ -220,10 +220,11 @@ __global__ void __launch_bounds__(kBlockThreads)
   const unsigned char* weights = static_cast<const unsigned char*>(part.quants);
 
   const int first_shard = partials != nullptr ? static_cast<int>(blockIdx.z) : 0;
-  const int last_shard = partials != nullptr ? first_shard + 1 : 1 << depth;
-  numerics::TreeStream<TileAccumulators<kTiles>, kShardDepth> stream(last_shard - first_shard);
+  const int last_shard = partials != nullptr ? first_shard + 1 : shards;
+  numerics::TreeStream<TileAccumulators<kTiles>, numerics::kShardDepth> stream(last_shard -
+                                                                               first_shard);
   for (int shard = first_shard; shard < last_shard; ++shard) {
-    const ShardRange range = RangeOf(part, shard, depth);
+    const ShardRange range = RangeOf(part, shard);
     const int64_t stages = (range.last - range.first) / kGroupSegments;
     const auto load = [&](int64_t stage) {
       if (stage < stages) {
@@ -334,23 +335,16 @@ constexpr int kJoinThreads = 256;
 
 // Joins the shards' partial sums. grid (columns, tokens).
 __global__ void JoinShardsKernel(const float* partials, int64_t tokens, int64_t rows,
-                                 int64_t first_row, Epilogue epilogue, int depth) {
+                                 int64_t first_row, Epilogue epilogue, int shards) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kJoinThreads + threadIdx.x;
   const int64_t token = blockIdx.y;
   if (row >= rows) return;
-  const int shards = 1 << depth;
-  float v[kPinnedShards];
+  float v[kMaxShards];
 #pragma unroll
-  for (int i = 0; i < kPinnedShards; ++i) {
+  for (int i = 0; i < kMaxShards; ++i) {
     v[i] = i < shards ? partials[(i * tokens + token) * rows + row] : 0.0f;
   }
-#pragma unroll
-  for (int width = kPinnedShards; width > 1; width /= 2) {
-    if (width > shards) continue;
-#pragma unroll
-    for (int i = 0; i < width / 2; ++i) v[i] = v[2 * i] + v[2 * i + 1];
-  }
-  epilogue.Store(token, first_row + row, v[0]);
+  epilogue.Store(token, first_row + row, JoinShards(v, shards));
 }
 
 unsigned int Blocks(int64_t count, int64_t each) {
@@ -358,41 +352,41 @@ unsigned int Blocks(int64_t count, int64_t each) {
 }
 
 template <int kTiles>
-int LaunchFew(const GemmPinnedArgs& args, const Epilogue& epilogue, int depth, Stream stream) {
-  const unsigned int warps = 1u << depth;
+int LaunchFew(const GemmPinnedArgs& args, const Epilogue& epilogue, int shards, Stream stream) {
+  const unsigned int warps = static_cast<unsigned int>(shards);
   const size_t stage =
       static_cast<size_t>(kFewSegments) * (kWeightSegmentBytes + kTiles * kTokenSegmentBytes);
   return Launch(FewTokensKernel<kTiles>,
                 {dim3(static_cast<unsigned int>(args.part.tiles())), dim3(warps * 32),
                  warps * kFewStages * stage},
                 stream, args.part, args.tokens, static_cast<const unsigned char*>(args.packed_x),
-                epilogue, depth);
+                epilogue, shards);
 }
 
 template <int kTiles>
-int LaunchMany(const GemmPinnedArgs& args, const Epilogue& epilogue, int depth, Stream stream) {
+int LaunchMany(const GemmPinnedArgs& args, const Epilogue& epilogue, int shards, Stream stream) {
   const unsigned int output_tiles = Blocks(args.part.tiles(), kBlockRowTiles);
   const unsigned int token_tiles = Blocks(args.tokens, 16 * kTiles);
-  const unsigned int shards = 1u << depth;
-  const size_t partial_bytes =
-      static_cast<size_t>(args.tokens * args.part.rows) * shards * sizeof(float);
+  const size_t partial_bytes = static_cast<size_t>(args.tokens * args.part.rows) *
+                               static_cast<size_t>(shards) * sizeof(float);
   // Shards get blocks of their own where tiles alone would leave multiprocessors idle.
   const bool split = shards > 1 && partial_bytes <= args.partial_bytes && args.tokens <= 65535 &&
                      static_cast<int64_t>(output_tiles) * token_tiles < args.multiprocessors;
   const size_t stage = static_cast<size_t>(kGroupSegments) *
                        (kBlockRowTiles * kWeightSegmentBytes + 2 * kTiles * kTokenSegmentBytes);
   float* partials = split ? args.partials : nullptr;
-  const int error = Launch(
-      ManyTokensKernel<kTiles>,
-      {dim3(output_tiles, token_tiles, split ? shards : 1), dim3(kBlockThreads), kStages * stage},
-      stream, args.part, args.tokens, static_cast<const unsigned char*>(args.packed_x), epilogue,
-      partials, depth);
+  const int error =
+      Launch(ManyTokensKernel<kTiles>,
+             {dim3(output_tiles, token_tiles, split ? static_cast<unsigned int>(shards) : 1),
+              dim3(kBlockThreads), kStages * stage},
+             stream, args.part, args.tokens, static_cast<const unsigned char*>(args.packed_x),
+             epilogue, partials, shards);
   if (error != 0 || !split) return error;
   return Launch(JoinShardsKernel,
                 {dim3(Blocks(args.part.rows, kJoinThreads), static_cast<unsigned int>(args.tokens)),
                  dim3(kJoinThreads), 0},
                 stream, args.partials, args.tokens, args.part.rows, args.part.first_row, epilogue,
-                depth);
+                shards);
 }
 
 }  // namespace
@@ -405,11 +399,11 @@ int LaunchPackActivations(const PackActivationsArgs& args, Stream stream) {
 
 int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream) {
   const Epilogue epilogue{args.y, args.y_stride, args.bias, args.residual, args.round};
-  const int depth = DepthFor(kPinnedShards, numerics::ChunkCount(args.part.cols));
-  if (args.tokens <= 8) return LaunchFew<1>(args, epilogue, depth, stream);
-  if (args.tokens <= 16) return LaunchFew<2>(args, epilogue, depth, stream);
-  if (args.tokens <= 64) return LaunchMany<4>(args, epilogue, depth, stream);
-  return LaunchMany<8>(args, epilogue, depth, stream);
+  const int shards = ShardCount(numerics::ChunkCount(args.part.cols));
+  if (args.tokens <= 8) return LaunchFew<1>(args, epilogue, shards, stream);
+  if (args.tokens <= 16) return LaunchFew<2>(args, epilogue, shards, stream);
+  if (args.tokens <= 64) return LaunchMany<4>(args, epilogue, shards, stream);
+  return LaunchMany<8>(args, epilogue, shards, stream);
 }
 
 }  // namespace verbatim::kernels::cuda

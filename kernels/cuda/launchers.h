@@ -174,9 +174,6 @@ struct PackActivationsArgs {
 };
 int LaunchPackActivations(const PackActivationsArgs& args, Stream stream);
 
-// Shards of a reduction in PINNED: the tree's nodes at depth 2, or above where there are fewer
-// chunks. Each is one accumulator of the matrix unit in ascending k.
-inline constexpr int kPinnedShards = 4;
 // Token tiles that PackActivations must fill for a product of so many tokens.
 VERBATIM_HD constexpr int64_t PinnedTokenTiles(int64_t tokens) {
   const int64_t unit = tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 64 ? 8 : 16;

@@ -37,4 +37,15 @@ VERBATIM_HD constexpr int DepthFor(int limit, int64_t chunks) {
   return depth;
 }
 
+// Shards of a PINNED reduction: the nodes at depth numerics::kShardDepth and the leaves above it.
+// They join as a tree over so many values does.
+inline constexpr int kMaxShards = 1 << numerics::kShardDepth;
+VERBATIM_HD constexpr int ShardCount(int64_t chunks) {
+  return chunks < kMaxShards ? static_cast<int>(chunks) : kMaxShards;
+}
+VERBATIM_HD constexpr TreeNode ShardAt(int shard, int64_t chunks) {
+  if (chunks < kMaxShards) return {shard, 1};
+  return NodeAt(shard, numerics::kShardDepth, chunks);
+}
+
 }  // namespace verbatim::kernels::cuda
