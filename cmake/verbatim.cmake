@@ -14,7 +14,7 @@ target_include_directories(verbatim_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJ
 target_compile_options(verbatim_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wno-missing-field-initializers;-ffp-contract=off>"
   "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-ftz=false;-prec-div=true;-prec-sqrt=true>"
-  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall,-ffp-contract=off;-Werror=all-warnings>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xfatbin=-compress-all;-Xcompiler=-Wall,-ffp-contract=off;-Werror=all-warnings>")
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
 
 if(VERBATIM_SANITIZER)
