@@ -11,5 +11,7 @@ int Schedules();
 std::string UseSchedule(int schedule);
 // Whether kernels run emulated, so that shapes should be small.
 bool Emulated();
+// Whether a sanitizer slows everything down: fewer shapes will do.
+bool Slow();
 
 }  // namespace verbatim::kernels::cuda::test_device

@@ -6,5 +6,6 @@ namespace verbatim::kernels::cuda::test_device {
 int Schedules() { return 1; }
 std::string UseSchedule(int) { return "native"; }
 bool Emulated() { return false; }
+bool Slow() { return false; }
 
 }  // namespace verbatim::kernels::cuda::test_device
