@@ -84,18 +84,23 @@ absl::StatusOr<std::string> CudaBackend::NumericsTag(Policy policy) const {
   return absl::StrCat("v1/throughput/cuda-", Architecture(info_), "-", info_.name);
 }
 
+absl::Status CudaBackend::Enter() { return runtime::UseDevice(options_.device); }
+
 absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::Allocate(size_t size_bytes) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(size_bytes);
   if (!buffer.ok()) return buffer.status();
   return std::unique_ptr<Buffer>(*std::move(buffer));
 }
 
 absl::Status CudaBackend::CopyToDevice(void* device, const void* host, size_t size_bytes) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
   return uploader_->Upload(device, host, size_bytes);
 }
 
 absl::Status CudaBackend::CopyToHost(void* host, const void* device, size_t size_bytes) {
-  absl::Status status = runtime::CopyToHost(host, device, size_bytes, stream_);
+  absl::Status status = Enter();
+  if (status.ok()) status = runtime::CopyToHost(host, device, size_bytes, stream_);
   if (!status.ok()) return status;
   return Synchronize();
 }
@@ -103,8 +108,9 @@ absl::Status CudaBackend::CopyToHost(void* host, const void* device, size_t size
 absl::Status CudaBackend::Synchronize() { return TakeFault(); }
 
 absl::Status CudaBackend::TakeFault() {
-  absl::Status status =
-      runtime::CopyToHost(fault_copy_->data(), fault(), sizeof(uint32_t), stream_);
+  absl::Status status = Enter();
+  if (!status.ok()) return status;
+  status = runtime::CopyToHost(fault_copy_->data(), fault(), sizeof(uint32_t), stream_);
   status.Update(runtime::Synchronize(stream_));
   if (!status.ok()) return status;
   const uint32_t bits = *static_cast<const uint32_t*>(fault_copy_->data());
@@ -122,6 +128,7 @@ absl::Status CudaBackend::TakeFault() {
 
 absl::StatusOr<std::unique_ptr<WeightMatrix>> CudaBackend::LoadMatrix(
     absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<CudaMatrix>> matrix =
       CudaMatrix::Load(parts, options, options_.matrix_units, *uploader_);
   if (!matrix.ok()) return matrix.status();
@@ -129,6 +136,7 @@ absl::StatusOr<std::unique_ptr<WeightMatrix>> CudaBackend::LoadMatrix(
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> CudaBackend::CreateKvCache(const KvCacheConfig& config) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
   return CudaKvCache::Create(config, stream_);
 }
 

@@ -69,6 +69,9 @@ class CudaBackend final : public Backend {
   CudaBackend(const CudaBackendOptions& options, runtime::DeviceInfo info, Stream stream)
       : options_(options), info_(std::move(info)), stream_(stream) {}
 
+  // Makes the device the calling thread's: a step's first calls (uploads, Embedding) and everything
+  // that waits do so, because the engine's thread need not be the one that created the backend.
+  absl::Status Enter();
   absl::Status GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight, bool round);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
   // What the kernels' fault word says, as a status; the word is cleared.

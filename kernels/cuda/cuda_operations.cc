@@ -37,6 +37,7 @@ absl::Status CudaBackend::Embedding(const EmbeddingParams& params) {
     return absl::InvalidArgumentError(absl::StrCat("Embedding: num_tokens ", params.num_tokens));
   }
   if (params.num_tokens == 0) return absl::OkStatus();
+  if (absl::Status status = Enter(); !status.ok()) return status;
   if (params.tokens == nullptr || params.y == nullptr) {
     return absl::InvalidArgumentError("Embedding: tokens or y is missing");
   }
@@ -366,9 +367,9 @@ absl::Status CudaBackend::GatherRows(const GatherRowsParams& params) {
 }
 
 absl::Status CudaBackend::Sample(const SamplingParams& params) {
-  absl::Status status = sampler_->Sample(params);
-  status.Update(TakeFault());
-  return status;
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  if (absl::Status status = sampler_->Sample(params); !status.ok()) return status;
+  return TakeFault();
 }
 
 }  // namespace verbatim::kernels::cuda

@@ -31,7 +31,7 @@ struct DeviceInfo {
 // which.
 absl::StatusOr<DeviceInfo> OpenDevice(int index);
 
-// A device is used by one thread at a time; each must call this before other functions.
+// Makes device `index` the calling thread's; threads start with device 0. Cheap.
 absl::Status UseDevice(int index);
 
 // Device memory; RESOURCE_EXHAUSTED names the size and what is free.
