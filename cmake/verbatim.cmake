@@ -5,10 +5,18 @@ if(CMAKE_CXX_FLAGS MATCHES "-(ffast-math|Ofast|funsafe-math-optimizations|fassoc
   message(FATAL_ERROR "CMAKE_CXX_FLAGS has ${CMAKE_MATCH_0}: the arithmetic contract (docs/numerics.md) excludes fast-math flags")
 endif()
 
+if(CMAKE_CUDA_FLAGS MATCHES "-(use_fast_math|-use_fast_math|fmad=true|-fmad=true|ftz=true|-ftz=true)")
+  message(FATAL_ERROR "CMAKE_CUDA_FLAGS has -${CMAKE_MATCH_1}: the arithmetic contract (docs/numerics.md) excludes it")
+endif()
+
+set(VERBATIM_CUDA_FLAGS -std=c++20 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
+    --expt-relaxed-constexpr -Werror=all-warnings)
+
 add_library(verbatim_flags INTERFACE)
 target_include_directories(verbatim_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
-target_compile_options(verbatim_flags INTERFACE -Wall -Wextra -Werror -Wno-missing-field-initializers
-                       -ffp-contract=off)
+target_compile_options(verbatim_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wno-missing-field-initializers;-ffp-contract=off>"
+  "$<$<COMPILE_LANGUAGE:CUDA>:${VERBATIM_CUDA_FLAGS};-Xfatbin=-compress-all;-Xcompiler=-Wall,-ffp-contract=off>")
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
 
 if(VERBATIM_SANITIZER)

@@ -16,6 +16,9 @@ enum class Policy : uint8_t {
 
 constexpr bool IsStrong(Policy policy) { return policy != Policy::kThroughput; }
 
+// NumericsTag of PORTABLE, the same on every device.
+inline constexpr std::string_view kPortableTag = "v1/portable/cpu-tree128";
+
 constexpr std::string_view NameOf(Policy policy) {
   switch (policy) {
     case Policy::kThroughput:

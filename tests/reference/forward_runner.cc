@@ -58,31 +58,49 @@ absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::CreateAltered(
       kernels::cpu::CpuBackend::Create(kernels::cpu::CpuBackendOptions{});
   if (!backend.ok()) return backend.status();
   runner->backend_ = *std::move(backend);
+  if (absl::Status status = runner->Prepare(max_tokens, max_sequences); !status.ok()) return status;
+  return runner;
+}
+
+absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::CreateOn(
+    std::unique_ptr<kernels::Backend> backend, const std::string& checkpoint_path,
+    int64_t max_tokens, int64_t max_sequences) {
+  auto runner = std::unique_ptr<ForwardRunner>(new ForwardRunner());
+  absl::StatusOr<std::unique_ptr<model::Checkpoint>> checkpoint =
+      model::Checkpoint::Open(checkpoint_path);
+  if (!checkpoint.ok()) return checkpoint.status();
+  runner->checkpoint_ = *std::move(checkpoint);
+  runner->backend_ = std::move(backend);
+  if (absl::Status status = runner->Prepare(max_tokens, max_sequences); !status.ok()) return status;
+  return runner;
+}
+
+absl::Status ForwardRunner::Prepare(int64_t max_tokens, int64_t max_sequences) {
   absl::StatusOr<std::unique_ptr<model::Transformer>> transformer =
-      model::Transformer::Load(*runner->backend_, *runner->checkpoint_,
+      model::Transformer::Load(*backend_, *checkpoint_,
                                {.max_batch_rows = max_tokens * max_sequences,
                                 .max_logit_rows = kMaxLogitRows,
                                 .max_model_len = max_tokens});
   if (!transformer.ok()) return transformer.status();
-  runner->transformer_ = *std::move(transformer);
+  transformer_ = *std::move(transformer);
 
   const int64_t pages_per_sequence = (max_tokens + kPageTokens - 1) / kPageTokens;
-  const model::ModelConfig& config = runner->transformer_->config();
+  const model::ModelConfig& config = transformer_->config();
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> cache =
-      runner->backend_->CreateKvCache({.num_layers = config.num_layers,
-                                       .num_kv_heads = config.num_kv_heads,
-                                       .head_dim = config.head_dim,
-                                       .page_tokens = kPageTokens,
-                                       .num_pages = pages_per_sequence * max_sequences});
+      backend_->CreateKvCache({.num_layers = config.num_layers,
+                               .num_kv_heads = config.num_kv_heads,
+                               .head_dim = config.head_dim,
+                               .page_tokens = kPageTokens,
+                               .num_pages = pages_per_sequence * max_sequences});
   if (!cache.ok()) return cache.status();
-  runner->cache_ = *std::move(cache);
+  cache_ = *std::move(cache);
   // Sequences take pages in turn, from the last one down.
   int32_t next = static_cast<int32_t>(pages_per_sequence * max_sequences);
-  runner->pages_.resize(max_sequences);
+  pages_.resize(max_sequences);
   for (int64_t i = 0; i < pages_per_sequence; ++i) {
-    for (std::vector<int32_t>& pages : runner->pages_) pages.push_back(--next);
+    for (std::vector<int32_t>& pages : pages_) pages.push_back(--next);
   }
-  return runner;
+  return absl::OkStatus();
 }
 
 void ForwardRunner::AppendSpan(model::ForwardBatch& batch, int64_t sequence, int32_t first_position,

@@ -30,6 +30,11 @@ class ForwardRunner {
                                                                int64_t max_tokens,
                                                                int64_t max_sequences);
 
+  // The same on another backend than the CPU's.
+  static absl::StatusOr<std::unique_ptr<ForwardRunner>> CreateOn(
+      std::unique_ptr<kernels::Backend> backend, const std::string& checkpoint_path,
+      int64_t max_tokens, int64_t max_sequences);
+
   // The same with a changed configuration: for tests that show that a mistake is seen.
   static absl::StatusOr<std::unique_ptr<ForwardRunner>> CreateAltered(
       const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
@@ -54,6 +59,8 @@ class ForwardRunner {
 
  private:
   ForwardRunner() = default;
+  // Everything but the checkpoint and the backend.
+  absl::Status Prepare(int64_t max_tokens, int64_t max_sequences);
   absl::Status Step(const model::ForwardBatch& batch, const kernels::NumericMode& mode,
                     const std::vector<int32_t>& rows, std::vector<LogitRow>& out);
   void AppendSpan(model::ForwardBatch& batch, int64_t sequence, int32_t first_position,

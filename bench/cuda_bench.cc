@@ -1,0 +1,463 @@
+// Benchmarks of the CUDA backend in the shapes of Llama-3.1-8B, against the device's own limits and
+// cuBLASLt: matrix products, attention, whole decode steps and prefills.
+//
+// cuda_bench [--seconds S] prints one JSON object. Weights and activations are random; times are
+// medians of repeated runs; sections are left out, and named, once S seconds are over.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "bench/cuda_library_gemm.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/runtime.h"
+#include "kernels/numerics/bf16.h"
+#include "model/checkpoint.h"
+#include "model/transformer.h"
+#include "nlohmann/json.hpp"
+
+namespace verbatim::bench {
+namespace {
+
+using nlohmann::json;
+using namespace kernels;  // NOLINT(google-build-using-namespace): a program of one file
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Prints and ends the program: a benchmark has no caller to answer to.
+void Check(const absl::Status& status, const char* what) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "cuda_bench: %s: %s\n", what, std::string(status.message()).c_str());
+  std::exit(1);
+}
+template <class T>
+T Value(absl::StatusOr<T> value, const char* what) {
+  Check(value.status(), what);
+  return *std::move(value);
+}
+
+// Median seconds of one call: after a warm-up, batches of calls of about 20 ms, each ended by wait.
+double MedianSeconds(const std::function<void(int)>& call, const std::function<void()>& wait) {
+  int n = 0;
+  for (int i = 0; i < 3; ++i) call(n++);
+  wait();
+  Clock::time_point start = Clock::now();
+  for (int i = 0; i < 3; ++i) call(n++);
+  wait();
+  const double rough = SecondsSince(start) / 3;
+  const int calls = std::clamp(static_cast<int>(0.02 / rough), 1, 2000);
+  std::vector<double> times;
+  for (int repeat = 0; repeat < 7; ++repeat) {
+    start = Clock::now();
+    for (int i = 0; i < calls; ++i) call(n++);
+    wait();
+    times.push_back(SecondsSince(start) / calls);
+  }
+  std::nth_element(times.begin(), times.begin() + 3, times.end());
+  return times[3];
+}
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+  uint64_t Next() {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return state_;
+  }
+  // Roughly uniform in ±0.05.
+  uint16_t Bf16() {
+    const float x = (static_cast<float>(Next() >> 40) * 0x1p-24f - 0.5f) * 0.1f;
+    return numerics::Bf16FromFloat(x);
+  }
+  float Float() { return (static_cast<float>(Next() >> 40) * 0x1p-24f - 0.5f) * 2.0f; }
+
+ private:
+  uint64_t state_;
+};
+
+std::vector<uint16_t> RandomBf16(size_t count, uint64_t seed) {
+  Random random(seed);
+  std::vector<uint16_t> values(count);
+  for (uint16_t& v : values) v = random.Bf16();
+  return values;
+}
+std::vector<float> RandomFloats(size_t count, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> values(count);
+  for (float& v : values) v = random.Float();
+  return values;
+}
+
+std::unique_ptr<Buffer> Upload(Backend& backend, const void* data, size_t size_bytes) {
+  std::unique_ptr<Buffer> buffer = Value(backend.Allocate(size_bytes), "allocate");
+  Check(backend.CopyToDevice(buffer->data(), data, size_bytes), "copy");
+  return buffer;
+}
+float* FloatsOf(const std::unique_ptr<Buffer>& buffer) {
+  return static_cast<float*>(buffer->data());
+}
+
+// Bytes read and written a second by a large copy on the device.
+double CopyRate() {
+  constexpr size_t kBytes = size_t{2} << 30;
+  void *from = nullptr, *to = nullptr;
+  if (cudaMalloc(&from, kBytes) != cudaSuccess || cudaMalloc(&to, kBytes) != cudaSuccess) return 0;
+  cudaMemset(from, 1, kBytes);
+  const double seconds = MedianSeconds(
+      [&](int) { cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, nullptr); },
+      [] { cudaDeviceSynchronize(); });
+  cudaFree(from);
+  cudaFree(to);
+  return 2.0 * static_cast<double>(kBytes) / seconds;
+}
+
+struct Shape {
+  const char* name;
+  int64_t n, k;
+};
+constexpr Shape kShapes[] = {
+    {"qkv", 6144, 4096}, {"o", 4096, 4096}, {"gate_up", 28672, 4096}, {"down", 4096, 14336}};
+constexpr int64_t kBatches[] = {1, 4, 8, 16, 64, 256, 2048};
+
+json BenchGemm(Backend& backend, LibraryGemm* library, double copy_rate) {
+  json out = json::array();
+  for (const Shape& shape : kShapes) {
+    const size_t elements = static_cast<size_t>(shape.n * shape.k);
+    const std::vector<uint16_t> weights = RandomBf16(elements, 1);
+    const StoredMatrix stored{DType::kBF16, shape.n, shape.k,
+                              reinterpret_cast<const std::byte*>(weights.data())};
+    // More weights than the cache holds, taken in turn.
+    const int copies = std::max(2, static_cast<int>((size_t{256} << 20) / (elements * 2)));
+    std::vector<std::unique_ptr<WeightMatrix>> matrices;
+    std::vector<std::unique_ptr<Buffer>> plain;
+    for (int i = 0; i < copies; ++i) {
+      matrices.push_back(Value(backend.LoadMatrix({&stored, 1}, {}), "load"));
+      if (library != nullptr) plain.push_back(Upload(backend, weights.data(), elements * 2));
+    }
+    const std::vector<float> x = RandomFloats(static_cast<size_t>(2048 * shape.k), 2);
+    const std::unique_ptr<Buffer> device_x = Upload(backend, x.data(), x.size() * sizeof(float));
+    const std::vector<uint16_t> x16 = RandomBf16(x.size(), 3);
+    const std::unique_ptr<Buffer> device_x16 = Upload(backend, x16.data(), x16.size() * 2);
+    const std::unique_ptr<Buffer> y =
+        Value(backend.Allocate(static_cast<size_t>(2048 * shape.n) * sizeof(float)), "allocate");
+    for (int64_t tokens : kBatches) {
+      const double flops = 2.0 * static_cast<double>(tokens * shape.n * shape.k);
+      const double bytes = 2.0 * static_cast<double>(elements) +
+                           4.0 * static_cast<double>(tokens * (shape.n + shape.k));
+      json row = {{"shape", shape.name}, {"n", shape.n}, {"k", shape.k}, {"tokens", tokens}};
+      const auto report = [&](const char* name, double seconds) {
+        row[name] = {{"us", seconds * 1e6},
+                     {"tflops", flops / seconds * 1e-12},
+                     {"bandwidth_share", copy_rate > 0 ? bytes / seconds / copy_rate : 0.0}};
+      };
+      for (Policy policy : {Policy::kPinned, Policy::kPortable}) {
+        const double seconds = MedianSeconds(
+            [&](int i) {
+              Check(backend.Gemm({.mode = {policy},
+                                  .weight = matrices[static_cast<size_t>(i % copies)].get(),
+                                  .tokens = tokens,
+                                  .x = FloatsOf(device_x),
+                                  .x_stride = shape.k,
+                                  .y = FloatsOf(y),
+                                  .y_stride = shape.n}),
+                    "gemm");
+            },
+            [&] { Check(backend.Synchronize(), "gemm"); });
+        report(policy == Policy::kPinned ? "pinned" : "portable", seconds);
+      }
+      if (library != nullptr && library->Prepare(tokens, shape.n, shape.k)) {
+        const double seconds = MedianSeconds(
+            [&](int i) {
+              library->Run(device_x16->data(), plain[static_cast<size_t>(i % copies)]->data(),
+                           FloatsOf(y));
+            },
+            [] { cudaDeviceSynchronize(); });
+        report("cublaslt", seconds);
+        row["pinned_over_cublaslt"] = seconds / (row["pinned"]["us"].get<double>() * 1e-6);
+      }
+      out.push_back(row);
+    }
+  }
+  return out;
+}
+
+constexpr int64_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kPageTokens = 32;
+
+// A cache of `sequences` histories of `context` positions, pages in shuffled order, and decode
+// spans behind them.
+struct Histories {
+  std::unique_ptr<KvCache> cache;
+  std::vector<std::vector<int32_t>> pages;
+  std::vector<SequenceSpan> decode;
+};
+Histories MakeHistories(Backend& backend, int64_t layers, int64_t sequences, int64_t context,
+                        DType dtype) {
+  Histories h;
+  const int64_t pages_each = (context + 1 + kPageTokens - 1) / kPageTokens;
+  h.cache = Value(backend.CreateKvCache({.num_layers = layers,
+                                         .num_kv_heads = kKvHeads,
+                                         .head_dim = kHeadDim,
+                                         .page_tokens = kPageTokens,
+                                         .num_pages = pages_each * sequences,
+                                         .dtype = dtype}),
+                  "cache");
+  std::vector<int32_t> ids(static_cast<size_t>(pages_each * sequences));
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
+  Random random(7);
+  for (size_t i = ids.size(); i-- > 1;) std::swap(ids[i], ids[random.Next() % (i + 1)]);
+  const int64_t stride = 2 * kKvHeads * kHeadDim;
+  const std::vector<float> kv = RandomFloats(static_cast<size_t>((context + 1) * stride), 8);
+  const std::unique_ptr<Buffer> device = Upload(backend, kv.data(), kv.size() * sizeof(float));
+  h.pages.resize(static_cast<size_t>(sequences));
+  for (int64_t s = 0; s < sequences; ++s) {
+    std::vector<int32_t>& pages = h.pages[static_cast<size_t>(s)];
+    pages.assign(ids.begin() + s * pages_each, ids.begin() + (s + 1) * pages_each);
+    const SequenceSpan span{0, static_cast<int32_t>(context + 1), 0, pages.data(),
+                            static_cast<int32_t>(pages_each)};
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      Check(backend.KvWrite({.cache = h.cache.get(),
+                             .layer = layer,
+                             .k = FloatsOf(device),
+                             .v = FloatsOf(device) + kKvHeads * kHeadDim,
+                             .row_stride = stride,
+                             .spans = {&span, 1}}),
+            "kv write");
+    }
+    h.decode.push_back({static_cast<int32_t>(s), 1, static_cast<int32_t>(context), pages.data(),
+                        static_cast<int32_t>(pages_each)});
+  }
+  Check(backend.Synchronize(), "kv write");
+  return h;
+}
+
+json BenchAttention(Backend& backend, double copy_rate) {
+  json out = json::array();
+  const int64_t stride = kHeads * kHeadDim;
+  const std::vector<float> q = RandomFloats(static_cast<size_t>(2048 * stride), 9);
+  const std::unique_ptr<Buffer> device_q = Upload(backend, q.data(), q.size() * sizeof(float));
+  const std::unique_ptr<Buffer> y = Value(backend.Allocate(q.size() * sizeof(float)), "allocate");
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    for (auto [sequences, context] : std::initializer_list<std::pair<int64_t, int64_t>>{
+             {1, 1024}, {16, 1024}, {64, 1024}, {256, 1024}, {1, 32768}}) {
+      const Histories h = MakeHistories(backend, 1, sequences, context, dtype);
+      const double seconds = MedianSeconds(
+          [&](int) {
+            Check(backend.Attention({.cache = h.cache.get(),
+                                     .q = FloatsOf(device_q),
+                                     .q_stride = stride,
+                                     .y = FloatsOf(y),
+                                     .y_stride = stride,
+                                     .num_heads = kHeads,
+                                     .scale = 0.088f,
+                                     .spans = h.decode}),
+                  "attention");
+          },
+          [&] { Check(backend.Synchronize(), "attention"); });
+      const double bytes =
+          static_cast<double>(sequences * (context + 1) * kKvHeads * kHeadDim * 2) *
+          (dtype == DType::kF32 ? 4 : 2);
+      out.push_back({{"kind", "decode"},
+                     {"pages", std::string(InfoOf(dtype).name)},
+                     {"sequences", sequences},
+                     {"context", context},
+                     {"us", seconds * 1e6},
+                     {"bandwidth_share", copy_rate > 0 ? bytes / seconds / copy_rate : 0.0}});
+    }
+    const Histories h = MakeHistories(backend, 1, 1, 2047, dtype);
+    const SequenceSpan span{0, 2048, 0, h.pages[0].data(), static_cast<int32_t>(h.pages[0].size())};
+    const double seconds = MedianSeconds(
+        [&](int) {
+          Check(backend.Attention({.cache = h.cache.get(),
+                                   .q = FloatsOf(device_q),
+                                   .q_stride = stride,
+                                   .y = FloatsOf(y),
+                                   .y_stride = stride,
+                                   .num_heads = kHeads,
+                                   .scale = 0.088f,
+                                   .spans = {&span, 1}}),
+                "attention");
+        },
+        [&] { Check(backend.Synchronize(), "attention"); });
+    out.push_back({{"kind", "prefill"},
+                   {"pages", std::string(InfoOf(dtype).name)},
+                   {"tokens", 2048},
+                   {"us", seconds * 1e6},
+                   {"tflops", 2.0 * 2048 * 2048 * kHeads * kHeadDim / seconds * 1e-12}});
+  }
+  return out;
+}
+
+// Llama-3.1-8B with random weights; every layer has the same, which the kernels cannot know.
+class RandomCheckpoint final : public model::Checkpoint {
+ public:
+  RandomCheckpoint() {
+    config_.name = "llama-3.1-8b, random";
+    config_.vocab_size = 128256;
+    config_.hidden_size = 4096;
+    config_.intermediate_size = 14336;
+    config_.num_layers = 32;
+    config_.num_heads = kHeads;
+    config_.num_kv_heads = kKvHeads;
+    config_.head_dim = kHeadDim;
+    config_.max_position = 131072;
+    config_.rope_theta = 500000;
+    weights_ = RandomBf16(static_cast<size_t>(config_.vocab_size * config_.hidden_size), 10);
+  }
+  const model::ModelConfig& config() const override { return config_; }
+  absl::StatusOr<StoredMatrix> Matrix(std::string_view name) const override {
+    const std::string_view last = name.substr(name.rfind('.') + 1);
+    int64_t rows = 4096, cols = 4096;
+    if (last == "embed" || last == "lm_head") rows = config_.vocab_size;
+    if (last == "k" || last == "v") rows = kKvHeads * kHeadDim;
+    if (last == "gate" || last == "up") rows = config_.intermediate_size;
+    if (last == "down") cols = config_.intermediate_size;
+    return StoredMatrix{DType::kBF16, rows, cols,
+                        reinterpret_cast<const std::byte*>(weights_.data())};
+  }
+  absl::StatusOr<std::vector<float>> Vector(std::string_view) const override {
+    return std::vector<float>(static_cast<size_t>(config_.hidden_size), 1.0f);
+  }
+  absl::StatusOr<std::unique_ptr<model::Tokenizer>> LoadTokenizer() const override {
+    return absl::UnimplementedError("random weights have no tokenizer");
+  }
+  std::string WeightsFingerprint() const override { return "random"; }
+  int64_t weight_bytes() const override { return 0; }
+  const std::string& path() const override { return config_.name; }
+
+ private:
+  model::ModelConfig config_;
+  std::vector<uint16_t> weights_;
+};
+
+json BenchModel(Backend& backend, double copy_rate, const std::function<bool()>& time_left) {
+  json out = json::array();
+  const RandomCheckpoint checkpoint;
+  std::unique_ptr<model::Transformer> transformer =
+      Value(model::Transformer::Load(
+                backend, checkpoint,
+                {.max_batch_rows = 2048, .max_logit_rows = 256, .max_model_len = 4096}),
+            "load");
+  const model::ModelConfig& config = checkpoint.config();
+  const double weight_bytes =
+      2.0 * static_cast<double>(config.num_layers *
+                                    (6144 * 4096 + 4096 * 4096 + 28672 * 4096 + 4096 * 14336) +
+                                config.vocab_size * config.hidden_size);
+  constexpr int64_t kContext = 1024;
+  for (int64_t sequences : {1, 8, 16, 64, 256}) {
+    if (!time_left()) {
+      out.push_back({{"left_out", "out of time"}, {"sequences", sequences}});
+      continue;
+    }
+    const Histories h =
+        MakeHistories(backend, config.num_layers, sequences, kContext, DType::kBF16);
+    model::ForwardBatch batch;
+    std::vector<int32_t> rows;
+    std::vector<SamplingRow> sampling(static_cast<size_t>(sequences));
+    std::vector<SampledRow> sampled(sampling.size());
+    for (int64_t s = 0; s < sequences; ++s) {
+      batch.tokens.push_back(static_cast<int32_t>(s + 1));
+      batch.positions.push_back(kContext);
+      rows.push_back(static_cast<int32_t>(s));
+      sampling[static_cast<size_t>(s)].seed = static_cast<uint64_t>(s);
+    }
+    batch.spans = h.decode;
+    for (Policy policy : {Policy::kPinned, Policy::kPortable}) {
+      const NumericMode mode{policy};
+      const double seconds = MedianSeconds(
+          [&](int) {
+            Check(transformer->Forward(batch, mode, *h.cache), "forward");
+            const float* logits = Value(transformer->ComputeLogits(rows, mode), "logits");
+            Check(backend.Sample({.logits = logits,
+                                  .stride = config.vocab_size,
+                                  .vocab = config.vocab_size,
+                                  .rows = sampling,
+                                  .results = absl::MakeSpan(sampled)}),
+                  "sample");
+          },
+          [] {});
+      const double kv_bytes = static_cast<double>(config.num_layers * sequences * (kContext + 1) *
+                                                  kKvHeads * kHeadDim * 2 * 2);
+      out.push_back({{"kind", "decode"},
+                     {"policy", std::string(NameOf(policy))},
+                     {"sequences", sequences},
+                     {"context", kContext},
+                     {"ms_per_step", seconds * 1e3},
+                     {"tokens_per_s", static_cast<double>(sequences) / seconds},
+                     {"bandwidth_share",
+                      copy_rate > 0 ? (weight_bytes + kv_bytes) / seconds / copy_rate : 0.0}});
+    }
+  }
+  if (time_left()) {
+    const Histories h = MakeHistories(backend, config.num_layers, 1, 2047, DType::kBF16);
+    model::ForwardBatch batch;
+    for (int32_t i = 0; i < 2048; ++i) {
+      batch.tokens.push_back(i);
+      batch.positions.push_back(i);
+    }
+    batch.spans = {{0, 2048, 0, h.pages[0].data(), static_cast<int32_t>(h.pages[0].size())}};
+    for (Policy policy : {Policy::kPinned, Policy::kPortable}) {
+      const double seconds = MedianSeconds(
+          [&](int) { Check(transformer->Forward(batch, {policy}, *h.cache), "forward"); },
+          [&] { Check(backend.Synchronize(), "forward"); });
+      out.push_back({{"kind", "prefill"},
+                     {"policy", std::string(NameOf(policy))},
+                     {"tokens", 2048},
+                     {"ms", seconds * 1e3},
+                     {"tokens_per_s", 2048 / seconds}});
+    }
+  }
+  return out;
+}
+
+int Main(int argc, char** argv) {
+  double limit_seconds = 360;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--seconds") == 0 && i + 1 < argc &&
+        absl::SimpleAtod(argv[i + 1], &limit_seconds)) {
+      ++i;
+      continue;
+    }
+    std::fprintf(stderr, "usage: cuda_bench [--seconds S]\n");
+    return 2;
+  }
+  const Clock::time_point start = Clock::now();
+  const auto time_left = [&] { return SecondsSince(start) < limit_seconds; };
+  const cuda::runtime::DeviceInfo info = Value(cuda::runtime::OpenDevice(0), "device");
+  std::unique_ptr<Backend> backend = Value(cuda::CudaBackend::Create({}), "backend");
+  json out;
+  out["device"] = backend->Describe();
+  out["driver_cuda"] = info.driver_version;
+  for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
+    out["tags"][std::string(NameOf(policy))] = Value(backend->NumericsTag(policy), "tag");
+  }
+  const double copy_rate = CopyRate();
+  out["copy_gb_per_s"] = copy_rate * 1e-9;
+  std::string why;
+  const std::unique_ptr<LibraryGemm> library = LibraryGemm::Load(&why);
+  if (library == nullptr) out["no_cublaslt"] = why;
+  out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
+  if (time_left()) out["attention"] = BenchAttention(*backend, copy_rate);
+  if (time_left()) out["llama_3_1_8b"] = BenchModel(*backend, copy_rate, time_left);
+  out["seconds"] = SecondsSince(start);
+  std::printf("%s\n", out.dump(1).c_str());
+  return 0;
+}
+
+}  // namespace
+}  // namespace verbatim::bench
+
+int main(int argc, char** argv) { return verbatim::bench::Main(argc, argv); }

@@ -1,0 +1,143 @@
+// Life cycle and memory of the backend; the operations are in cuda_operations.cc.
+#include "kernels/cuda/cuda_backend.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/cuda_kv_cache.h"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+constexpr int kStagingSlots = 4;
+
+std::string Architecture(const runtime::DeviceInfo& info) {
+  return absl::StrCat("sm", info.major, info.minor);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOptions& options) {
+  absl::StatusOr<runtime::DeviceInfo> info = runtime::OpenDevice(options.device);
+  if (!info.ok()) return info.status();
+  absl::StatusOr<Stream> stream = runtime::CreateStream();
+  if (!stream.ok()) return stream.status();
+  auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, *std::move(info), *stream));
+  absl::StatusOr<std::unique_ptr<Uploader>> uploader =
+      Uploader::Create(options.staging_slot_bytes, kStagingSlots, *stream);
+  if (!uploader.ok()) return uploader.status();
+  backend->uploader_ = *std::move(uploader);
+  const struct {
+    std::unique_ptr<DeviceBuffer>* buffer;
+    size_t size_bytes;
+  } buffers[] = {{&backend->fault_, sizeof(uint32_t)},
+                 {&backend->workspace_, options.workspace_bytes},
+                 {&backend->kv_tables_, options.table_bytes},
+                 {&backend->attention_tables_, options.table_bytes}};
+  for (const auto& wanted : buffers) {
+    absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(wanted.size_bytes);
+    if (!buffer.ok()) return buffer.status();
+    *wanted.buffer = *std::move(buffer);
+  }
+  absl::StatusOr<std::unique_ptr<PinnedBuffer>> fault_copy = PinnedBuffer::Create(sizeof(uint32_t));
+  if (!fault_copy.ok()) return fault_copy.status();
+  backend->fault_copy_ = *std::move(fault_copy);
+  absl::StatusOr<std::unique_ptr<CudaSampler>> sampler =
+      CudaSampler::Create(options.sampling_scratch_bytes, options.sampling_list_bytes, *stream);
+  if (!sampler.ok()) return sampler.status();
+  backend->sampler_ = *std::move(sampler);
+  absl::Status cleared = runtime::Fill(backend->fault(), 0, sizeof(uint32_t), *stream);
+  if (!cleared.ok()) return cleared;
+  if (absl::Status ready = runtime::Synchronize(*stream); !ready.ok()) return ready;
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+CudaBackend::~CudaBackend() {
+  // Memory goes only when nothing on the stream can touch it; a device that has failed cannot.
+  runtime::Synchronize(stream_).IgnoreError();
+  runtime::DestroyStream(stream_);
+}
+
+std::string CudaBackend::Describe() const {
+  return absl::StrCat("cuda ", options_.device, " ", info_.name, ", ", Architecture(info_), ", ",
+                      info_.multiprocessors, " multiprocessors, ", info_.memory_bytes >> 20,
+                      " MiB");
+}
+
+absl::Status CudaBackend::CheckPolicy(const char* operation, Policy policy) const {
+  if (policy == Policy::kPortable || options_.matrix_units) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(operation, ": policy ", std::string(NameOf(policy)),
+                   " needs the weights as bf16, which this backend was told not to keep"));
+}
+
+absl::StatusOr<std::string> CudaBackend::NumericsTag(Policy policy) const {
+  if (absl::Status status = CheckPolicy("cuda", policy); !status.ok()) return status;
+  switch (policy) {
+    case Policy::kPortable:
+      return std::string(kPortableTag);
+    case Policy::kPinned:
+      return absl::StrCat("v1/pinned/cuda-", Architecture(info_), "-S4-", info_.code_tag);
+    case Policy::kThroughput:
+      break;
+  }
+  return absl::StrCat("v1/throughput/cuda-", Architecture(info_), "-", info_.name);
+}
+
+absl::Status CudaBackend::Enter() { return runtime::UseDevice(options_.device); }
+
+absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::Allocate(size_t size_bytes) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(size_bytes);
+  if (!buffer.ok()) return buffer.status();
+  return std::unique_ptr<Buffer>(*std::move(buffer));
+}
+
+absl::Status CudaBackend::CopyToDevice(void* device, const void* host, size_t size_bytes) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  return uploader_->Upload(device, host, size_bytes);
+}
+
+absl::Status CudaBackend::CopyToHost(void* host, const void* device, size_t size_bytes) {
+  absl::Status status = Enter();
+  if (status.ok()) status = runtime::CopyToHost(host, device, size_bytes, stream_);
+  if (!status.ok()) return status;
+  return Synchronize();
+}
+
+absl::Status CudaBackend::Synchronize() { return TakeFault(); }
+
+absl::Status CudaBackend::TakeFault() {
+  absl::Status status = Enter();
+  if (!status.ok()) return status;
+  status = runtime::CopyToHost(fault_copy_->data(), fault(), sizeof(uint32_t), stream_);
+  status.Update(runtime::Synchronize(stream_));
+  if (!status.ok()) return status;
+  const uint32_t bits = *static_cast<const uint32_t*>(fault_copy_->data());
+  if (bits == 0) return absl::OkStatus();
+  status = runtime::Fill(fault(), 0, sizeof(uint32_t), stream_);
+  if (!status.ok()) return status;
+  std::string what;
+  if ((bits & kFaultToken) != 0) absl::StrAppend(&what, " Embedding: a token is out of range;");
+  if ((bits & kFaultRowIndex) != 0)
+    absl::StrAppend(&what, " GatherRows: an index is out of range;");
+  if ((bits & kFaultPosition) != 0) absl::StrAppend(&what, " Rope: a position is negative;");
+  what.pop_back();
+  return absl::InvalidArgumentError(absl::StrCat("cuda:", what));
+}
+
+absl::StatusOr<std::unique_ptr<WeightMatrix>> CudaBackend::LoadMatrix(
+    absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<CudaMatrix>> matrix =
+      CudaMatrix::Load(parts, options, options_.matrix_units, *uploader_);
+  if (!matrix.ok()) return matrix.status();
+  return std::unique_ptr<WeightMatrix>(*std::move(matrix));
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> CudaBackend::CreateKvCache(const KvCacheConfig& config) {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  return CudaKvCache::Create(config, stream_);
+}
+
+}  // namespace verbatim::kernels::cuda

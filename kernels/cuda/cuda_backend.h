@@ -1,0 +1,100 @@
+// The backend that computes on an NVIDIA GPU.
+//
+// One stream; operations are put on it in the order called and only CopyToHost, Sample and
+// Synchronize wait. Memory for working is allocated by Create: operations allocate nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/batch_tables.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/cuda_sampler.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/runtime.h"
+
+namespace verbatim::kernels::cuda {
+
+struct CudaBackendOptions {
+  int device = 0;
+  // Serve PINNED and THROUGHPUT: keeps each matrix also as bf16, unless it is stored as that.
+  bool matrix_units = true;
+  // Partial results and activations rounded to bf16; an operation that needs more is refused.
+  size_t workspace_bytes = size_t{256} << 20;
+  // Page tables and rows of one batch.
+  size_t table_bytes = size_t{16} << 20;
+  size_t staging_slot_bytes = size_t{4} << 20;
+  // Logits that sampling changes, and the lists (bias, penalties, most probable tokens) of its
+  // rows.
+  size_t sampling_scratch_bytes = size_t{128} << 20;
+  size_t sampling_list_bytes = size_t{16} << 20;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  // FAILED_PRECONDITION: no driver, a driver that is too old, no such device, an architecture that
+  // the kernels were not built for. RESOURCE_EXHAUSTED: too little device memory.
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
+  ~CudaBackend() override;
+
+  std::string Describe() const override;
+  absl::StatusOr<std::string> NumericsTag(Policy policy) const override;
+
+  absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t size_bytes) override;
+  absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) override;
+  absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) override;
+  // Also reports values that only kernels could see to be out of range: INVALID_ARGUMENT.
+  absl::Status Synchronize() override;
+
+  absl::StatusOr<std::unique_ptr<WeightMatrix>> LoadMatrix(
+      absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) override;
+  absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheConfig& config) override;
+
+  std::string GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
+                         int64_t tokens) const override;
+  std::vector<AttentionCut> AttentionCuts(const NumericMode& mode, const KvCacheConfig& cache,
+                                          int64_t num_heads,
+                                          absl::Span<const SequenceSpan> spans) const override;
+
+  absl::Status Embedding(const EmbeddingParams& params) override;
+  absl::Status RmsNorm(const RmsNormParams& params) override;
+  absl::Status Gemm(const GemmParams& params) override;
+  absl::Status Rope(const RopeParams& params) override;
+  absl::Status KvWrite(const KvWriteParams& params) override;
+  absl::Status Attention(const AttentionParams& params) override;
+  absl::Status SwiGlu(const SwiGluParams& params) override;
+  absl::Status GatherRows(const GatherRowsParams& params) override;
+  absl::Status Sample(const SamplingParams& params) override;
+
+ private:
+  CudaBackend(const CudaBackendOptions& options, runtime::DeviceInfo info, Stream stream)
+      : options_(options), info_(std::move(info)), stream_(stream) {}
+
+  // Makes the device the calling thread's: a step's first calls (uploads, Embedding) and everything
+  // that waits do so, because the engine's thread need not be the one that created the backend.
+  absl::Status Enter();
+  absl::Status GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight, bool round);
+  absl::Status CheckPolicy(const char* operation, Policy policy) const;
+  // What the kernels' fault word says, as a status; the word is cleared.
+  absl::Status TakeFault();
+  uint32_t* fault() { return static_cast<uint32_t*>(fault_->data()); }
+
+  const CudaBackendOptions options_;
+  const runtime::DeviceInfo info_;
+  const Stream stream_;
+  std::unique_ptr<Uploader> uploader_;
+  std::unique_ptr<DeviceBuffer> fault_, workspace_, kv_tables_, attention_tables_;
+  std::unique_ptr<PinnedBuffer> fault_copy_;
+  std::unique_ptr<CudaSampler> sampler_;
+  // Every layer of a step asks with the same spans: the tables are built and uploaded once.
+  SpanMemory kv_spans_, attention_spans_;
+  std::vector<KvRow> kv_rows_;
+  AttentionTables tables_;
+};
+
+}  // namespace verbatim::kernels::cuda

@@ -1,0 +1,113 @@
+// Packing and uploading of weights.
+#include "kernels/cuda/cuda_matrix.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/weight_packing.h"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+// What a reduction's stack in the kernels has room for, with a wide margin.
+constexpr int64_t kMaxCols = int64_t{1} << 18;
+constexpr int64_t kTilesPerUpload = 32;
+
+absl::Status CheckParts(absl::Span<const StoredMatrix> parts) {
+  if (parts.empty()) return absl::InvalidArgumentError("LoadMatrix: no parts");
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const StoredMatrix& part = parts[i];
+    const DTypeInfo info = InfoOf(part.dtype);
+    if (part.rows < 1 || part.cols < 1 || part.data == nullptr || part.cols > kMaxCols) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("LoadMatrix: parts[", i, "] has rows ", part.rows, ", cols ", part.cols,
+                       " (at most ", kMaxCols, ")", part.data == nullptr ? " and no data" : ""));
+    }
+    if (part.cols != parts[0].cols) {
+      return absl::InvalidArgumentError(absl::StrCat("LoadMatrix: parts[", i, "] has ", part.cols,
+                                                     " columns, parts[0] ", parts[0].cols));
+    }
+    if (part.cols % info.block_elements != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("LoadMatrix: parts[", i, "] has ", part.cols, " columns, not a multiple of ",
+                       std::string(info.name), "'s ", info.block_elements));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> run,
+                                                 int64_t first_row, bool as_bf16,
+                                                 Uploader& uploader) {
+  PackedPart part;
+  part.format = as_bf16 ? DType::kBF16 : run[0].dtype;
+  part.first_row = first_row;
+  part.cols = cols_;
+  for (const StoredMatrix& matrix : run) part.rows += matrix.rows;
+  const PackedSizes sizes = PackedSizesOf(part.format, part.tiles(), cols_);
+  std::byte* arrays[4] = {};
+  const size_t array_sizes[4] = {sizes.quants, sizes.high, sizes.scales, sizes.super};
+  for (int i = 0; i < 4; ++i) {
+    if (array_sizes[i] == 0) continue;
+    absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(array_sizes[i]);
+    if (!buffer.ok()) return buffer.status();
+    arrays[i] = static_cast<std::byte*>((*buffer)->data());
+    size_bytes_ += array_sizes[i];
+    memory_.push_back(*std::move(buffer));
+  }
+  PackedTiles tiles;
+  const PackedSizes before_unit = PackedSizesOf(part.format, 1, cols_);
+  const size_t unit[4] = {before_unit.quants, before_unit.high, before_unit.scales,
+                          before_unit.super};
+  for (int64_t tile = 0; tile < part.tiles(); tile += kTilesPerUpload) {
+    const int64_t row = tile * kTileRows;
+    PackRows(run, row, std::min(kTilesPerUpload * kTileRows, part.rows - row), as_bf16, &tiles);
+    const std::vector<std::byte>* packed[4] = {&tiles.quants, &tiles.high, &tiles.scales,
+                                               &tiles.super};
+    for (int i = 0; i < 4; ++i) {
+      if (array_sizes[i] == 0) continue;
+      absl::Status status = uploader.Upload(arrays[i] + static_cast<size_t>(tile) * unit[i],
+                                            packed[i]->data(), packed[i]->size());
+      if (!status.ok()) return status;
+    }
+  }
+  part.quants = arrays[0];
+  part.high = arrays[1];
+  part.scales = arrays[2];
+  part.super = arrays[3];
+  return part;
+}
+
+absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(absl::Span<const StoredMatrix> parts,
+                                                             const LoadMatrixOptions& options,
+                                                             bool with_bf16, Uploader& uploader) {
+  if (absl::Status status = CheckParts(parts); !status.ok()) return status;
+  int64_t rows = 0;
+  for (const StoredMatrix& part : parts) rows += part.rows;
+  auto matrix = std::unique_ptr<CudaMatrix>(new CudaMatrix(rows, parts[0].cols, options));
+  int64_t first_row = 0;
+  for (size_t begin = 0; begin < parts.size();) {
+    size_t end = begin + 1;
+    while (end < parts.size() && parts[end].dtype == parts[begin].dtype) ++end;
+    const absl::Span<const StoredMatrix> run = parts.subspan(begin, end - begin);
+    absl::StatusOr<PackedPart> part = matrix->UploadRun(run, first_row, false, uploader);
+    if (!part.ok()) return part.status();
+    matrix->parts_.push_back(*part);
+    if (with_bf16 && options.for_gemm) {
+      if (part->format != DType::kBF16) {
+        part = matrix->UploadRun(run, first_row, true, uploader);
+        if (!part.ok()) return part.status();
+      }
+      matrix->bf16_parts_.push_back(*part);
+    }
+    first_row += part->rows;
+    begin = end;
+  }
+  return matrix;
+}
+
+}  // namespace verbatim::kernels::cuda

@@ -1,0 +1,71 @@
+// Memory of the device and the way into it: buffers, and page-locked staging for uploads.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/runtime.h"
+
+namespace verbatim::kernels::cuda {
+
+class DeviceBuffer final : public Buffer {
+ public:
+  static absl::StatusOr<std::unique_ptr<DeviceBuffer>> Create(size_t size_bytes);
+  ~DeviceBuffer() override { runtime::Free(data_); }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  void* data() override { return data_; }
+  size_t size_bytes() const override { return size_bytes_; }
+
+ private:
+  DeviceBuffer(void* data, size_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  void* const data_;
+  const size_t size_bytes_;
+};
+
+class PinnedBuffer {
+ public:
+  static absl::StatusOr<std::unique_ptr<PinnedBuffer>> Create(size_t size_bytes);
+  ~PinnedBuffer() { runtime::FreePinned(data_); }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+  void* data() const { return data_; }
+  size_t size_bytes() const { return size_bytes_; }
+
+ private:
+  PinnedBuffer(void* data, size_t size_bytes) : data_(data), size_bytes_(size_bytes) {}
+  void* const data_;
+  const size_t size_bytes_;
+};
+
+// Copies pageable host memory to the device in stream order without waiting for the stream: bytes
+// go through page-locked slots, each used again once its copy has passed.
+class Uploader {
+ public:
+  static absl::StatusOr<std::unique_ptr<Uploader>> Create(size_t slot_bytes, int slots,
+                                                          Stream stream);
+  ~Uploader();
+  Uploader(const Uploader&) = delete;
+  Uploader& operator=(const Uploader&) = delete;
+
+  // `host` may be changed as soon as this returns.
+  absl::Status Upload(void* device, const void* host, size_t size_bytes);
+
+ private:
+  struct Slot {
+    std::unique_ptr<PinnedBuffer> memory;
+    runtime::Event* passed = nullptr;
+    bool used = false;
+  };
+  explicit Uploader(Stream stream) : stream_(stream) {}
+
+  const Stream stream_;
+  std::vector<Slot> slots_;
+  size_t next_ = 0;
+};
+
+}  // namespace verbatim::kernels::cuda

@@ -1,0 +1,200 @@
+// What the kernels of kernels/cuda are called with: plain structs of device pointers, one launcher
+// an operation.
+//
+// Each launcher puts its kernels on the stream and returns 0, or the error code of a launch (a
+// cudaError_t). Shapes have been checked by the caller; contracts are those of kernels/ops/.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/packed_part.h"
+#include "kernels/cuda/stream.h"
+#include "kernels/ops/dtype.h"
+
+namespace verbatim::kernels::cuda {
+
+// Bits of the device's fault word: bad values that only a kernel can see.
+inline constexpr uint32_t kFaultToken = 1;
+inline constexpr uint32_t kFaultRowIndex = 2;
+inline constexpr uint32_t kFaultPosition = 4;
+
+struct EmbeddingArgs {
+  const PackedPart* parts;  // in host memory
+  int num_parts;
+  int64_t vocab;
+  int64_t cols;
+  const int32_t* tokens;
+  int64_t num_tokens;
+  float* y;
+  bool round;
+  uint32_t* fault;
+};
+int LaunchEmbedding(const EmbeddingArgs& args, Stream stream);
+
+struct RmsNormArgs {
+  const float* x;
+  int64_t x_stride;
+  float* y;
+  int64_t y_stride;
+  const float* weight;
+  int64_t rows, groups, cols;
+  float eps;
+  bool round;
+};
+int LaunchRmsNorm(const RmsNormArgs& args, Stream stream);
+
+struct RopeArgs {
+  float* qkv;
+  int64_t row_stride;
+  int64_t tokens;
+  int64_t heads;  // query and key heads together
+  int64_t head_dim;
+  bool interleaved;
+  const int32_t* positions;
+  const float* cos_table;
+  const float* sin_table;
+  uint32_t* fault;
+};
+int LaunchRope(const RopeArgs& args, Stream stream);
+
+struct SwiGluArgs {
+  const float* gate_up;
+  float* y;
+  int64_t tokens, cols;
+  bool round;
+};
+int LaunchSwiGlu(const SwiGluArgs& args, Stream stream);
+
+struct GatherRowsArgs {
+  const float* x;
+  int64_t rows, cols;
+  const int32_t* index;
+  int64_t num_rows;
+  float* y;
+  uint32_t* fault;
+};
+int LaunchGatherRows(const GatherRowsArgs& args, Stream stream);
+
+// The paged cache. Per (layer, page, head): K as segments of 16 bytes along head_dim,
+// [key_segments][page_tokens][16 bytes]; then V, [page_tokens][v_stride].
+struct KvLayout {
+  void* data;
+  bool bf16;
+  int64_t num_pages, num_kv_heads, head_dim, page_tokens;
+
+  VERBATIM_HD int64_t segment_elements() const { return bf16 ? 8 : 4; }
+  VERBATIM_HD int64_t key_segments() const {
+    return (head_dim + segment_elements() - 1) / segment_elements();
+  }
+  VERBATIM_HD int64_t v_stride() const { return key_segments() * segment_elements(); }
+  VERBATIM_HD int64_t v_offset() const { return v_stride() * page_tokens; }
+  VERBATIM_HD int64_t head_elements() const { return 2 * v_offset(); }
+  VERBATIM_HD int64_t element_bytes() const { return bf16 ? 2 : 4; }
+  // In elements.
+  VERBATIM_HD int64_t HeadOffset(int64_t layer, int64_t page, int64_t head) const {
+    return ((layer * num_pages + page) * num_kv_heads + head) * head_elements();
+  }
+};
+
+// One row of the batch that is written: its row, and where its position lies.
+struct KvRow {
+  int32_t row;
+  int32_t page;
+  int32_t offset;  // position within the page
+};
+
+struct KvWriteArgs {
+  KvLayout layout;
+  int64_t layer;
+  const float* k;
+  const float* v;
+  int64_t row_stride;
+  const KvRow* rows;
+  int64_t num_rows;
+};
+int LaunchKvWrite(const KvWriteArgs& args, Stream stream);
+
+// Consecutive queries of one span and KV head: query i is head i % heads_per_kv of the span's row
+// i / heads_per_kv.
+struct AttentionTile {
+  int32_t first_row;       // of the span, in the batch
+  int32_t first_position;  // of the span
+  int32_t first_query;
+  int32_t num_queries;
+  int32_t first_page;  // index into the page table of the span's first page
+};
+
+struct AttentionArgs {
+  KvLayout layout;
+  int64_t layer;
+  const float* q;
+  int64_t q_stride;
+  float* y;
+  int64_t y_stride;
+  int64_t num_heads;
+  int64_t heads_per_kv;
+  float scale;
+  const AttentionTile* tiles;
+  int64_t num_tiles;
+  int64_t tile_queries;  // at most this many in a tile: 8 or 32
+  const int32_t* pages;
+  // Cuts computed by blocks of their own and folded afterwards when partials is not null:
+  // [query rows of the batch, heads, max_cuts, head_dim + 2]; otherwise one block walks all cuts.
+  float* partials;
+  int64_t max_cuts;
+  const int32_t* row_cuts;  // [batch_rows]: cuts of each row's history; 0 for rows of no span
+  int64_t batch_rows;
+  bool round;
+};
+int LaunchAttention(const AttentionArgs& args, Stream stream);
+
+// y[t, first column + n] = residual + (x · wᵀ + bias) for one part of a weight matrix.
+struct GemmArgs {
+  PackedPart part;
+  int64_t tokens;
+  const float* x;
+  int64_t x_stride;
+  float* y;  // column 0 of the whole matrix
+  int64_t y_stride;
+  const float* bias;      // of the whole matrix, or null
+  const float* residual;  // with y_stride, or null
+  bool round;
+};
+int LaunchGemmPortable(const GemmArgs& args, Stream stream);
+
+// Inputs of the matrix units: x rounded to bf16, as [token tiles of 8][segments of 8 columns][8
+// tokens] 16 bytes; columns up to `groups` groups of 32, and tokens that do not exist, are +0.
+struct PackActivationsArgs {
+  const float* x;
+  int64_t x_stride;
+  int64_t tokens, cols;
+  int64_t token_tiles, groups;
+  void* packed;
+};
+int LaunchPackActivations(const PackActivationsArgs& args, Stream stream);
+
+// Token tiles that PackActivations must fill for a product of so many tokens.
+VERBATIM_HD constexpr int64_t PinnedTokenTiles(int64_t tokens) {
+  const int64_t unit = tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 64 ? 8 : 16;
+  return (tokens + 8 * unit - 1) / (8 * unit) * unit;
+}
+
+// PINNED product for one part packed as BF16. Which kernel runs depends on the number of tokens,
+// what an output's instructions and their order are does not.
+struct GemmPinnedArgs {
+  PackedPart part;
+  int64_t tokens;
+  const void* packed_x;
+  float* y;
+  int64_t y_stride;
+  const float* bias;
+  const float* residual;
+  bool round;
+  float* partials;  // working memory
+  size_t partial_bytes;
+  int multiprocessors;
+};
+int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
+
+}  // namespace verbatim::kernels::cuda

@@ -1,0 +1,180 @@
+// The CUDA backend's life cycle and faults, planted in the emulated device.
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/gemm_test_matrices.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "simt/emulator.h"
+#include "simt/faults.h"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr CudaBackendOptions kSmall{.workspace_bytes = 1 << 20,
+                                    .table_bytes = 4096,
+                                    .staging_slot_bytes = 1000,
+                                    .sampling_scratch_bytes = 1 << 16,
+                                    .sampling_list_bytes = 1 << 16};
+
+class CudaBackendFaultsTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    simt_faults::Heal();
+    simt_faults::SetDeviceCount(1);
+  }
+  static std::string Message(const absl::Status& status) { return std::string(status.message()); }
+};
+
+TEST_F(CudaBackendFaultsTest, SaysWhatItRunsOnAndWhatFixesItsBits) {
+  auto backend = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(backend.ok());
+  EXPECT_THAT((*backend)->Describe(), HasSubstr("cuda 0 emulator"));
+  auto cpu = cpu::CpuBackend::Create({.threads = 1});
+  ASSERT_TRUE(cpu.ok());
+  // PORTABLE's bits are the CPU's, so its name is too; the others name device and code.
+  EXPECT_EQ((*backend)->NumericsTag(Policy::kPortable).value(),
+            (*cpu)->NumericsTag(Policy::kPortable).value());
+  EXPECT_THAT((*backend)->NumericsTag(Policy::kPinned).value(), HasSubstr("S4-emulated"));
+  EXPECT_NE((*backend)->NumericsTag(Policy::kThroughput).value(),
+            (*backend)->NumericsTag(Policy::kPinned).value());
+}
+
+TEST_F(CudaBackendFaultsTest, NoDeviceIsAClearRefusal) {
+  simt_faults::SetDeviceCount(0);
+  const auto backend = CudaBackend::Create(kSmall);
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(backend.status()), HasSubstr("no device 0"));
+  simt_faults::SetDeviceCount(1);
+  CudaBackendOptions second = kSmall;
+  second.device = 1;
+  EXPECT_EQ(CudaBackend::Create(second).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(CudaBackendFaultsTest, TooLittleMemoryNamesTheSize) {
+  CudaBackendOptions huge = kSmall;
+  huge.workspace_bytes = size_t{1} << 40;
+  const auto backend = CudaBackend::Create(huge);
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Message(backend.status()), HasSubstr("1099511627776 bytes"));
+  auto small = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(small.ok());
+  EXPECT_THAT(
+      Message(
+          (*small)
+              ->CreateKvCache(
+                  {.num_layers = 1, .num_kv_heads = 1024, .head_dim = 128, .num_pages = 1 << 20})
+              .status()),
+      HasSubstr("KV cache of 1048576 pages"));
+}
+
+TEST_F(CudaBackendFaultsTest, UploadsLargerThanASlotArriveWhole) {
+  auto backend = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(backend.ok());
+  for (size_t size : {size_t{0}, size_t{1}, size_t{1000}, size_t{12345}}) {
+    auto buffer = (*backend)->Allocate(size);
+    ASSERT_TRUE(buffer.ok());
+    std::vector<char> in(size), out(size);
+    for (size_t i = 0; i < size; ++i) in[i] = static_cast<char>(i * 7);
+    ASSERT_TRUE((*backend)->CopyToDevice((*buffer)->data(), in.data(), size).ok());
+    ASSERT_TRUE((*backend)->CopyToHost(out.data(), (*buffer)->data(), size).ok());
+    EXPECT_EQ(in, out);
+  }
+}
+
+// A device that fails in the middle: the operation and everything after it report it.
+TEST_F(CudaBackendFaultsTest, AStickyErrorEndsEverything) {
+  auto backend = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(backend.ok());
+  float x[64] = {}, y[32] = {};
+  ASSERT_TRUE((*backend)->SwiGlu({.gate_up = x, .y = y, .tokens = 1, .cols = 32}).ok());
+  simt_faults::FailDevice(absl::InternalError("cuda: an illegal address"));
+  EXPECT_THAT(Message((*backend)->SwiGlu({.gate_up = x, .y = y, .tokens = 1, .cols = 32})),
+              HasSubstr("illegal address"));
+  EXPECT_FALSE((*backend)->Synchronize().ok());
+  EXPECT_FALSE((*backend)->Allocate(16).ok());
+  EXPECT_FALSE((*backend)->CopyToDevice(y, x, 16).ok());
+  EXPECT_FALSE((*backend)->CopyToHost(y, x, 16).ok());
+  EXPECT_FALSE(CudaBackend::Create(kSmall).ok());
+}
+
+TEST_F(CudaBackendFaultsTest, AFailedLaunchNamesTheOperation) {
+  auto backend = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(backend.ok());
+  // More blocks than a grid's second dimension takes.
+  const cpu::TestMatrix w = cpu::RandomMatrix(DType::kF32, 32, 32, 1);
+  auto weight = (*backend)->LoadMatrix({&w.stored, 1}, {});
+  ASSERT_TRUE(weight.ok());
+  const int64_t tokens = int64_t{65536} * 64;
+  float x[32] = {}, y[32] = {};
+  const absl::Status status = (*backend)->Gemm(
+      {.weight = weight->get(), .tokens = tokens, .x = x, .x_stride = 32, .y = y, .y_stride = 32});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(Message(status), HasSubstr("Gemm: the grid is too large"));
+}
+
+// Steps after the first allocate nothing, and kernels do the work.
+TEST_F(CudaBackendFaultsTest, OperationsAllocateNothing) {
+  auto created = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(created.ok());
+  Backend& backend = **created;
+  const cpu::TestMatrix w = cpu::RandomMatrix(DType::kQ8_0, 64, 64, 2);
+  auto weight = backend.LoadMatrix({&w.stored, 1}, {.for_gemm = true, .for_embedding = true});
+  auto cache = backend.CreateKvCache(
+      {.num_layers = 1, .num_kv_heads = 1, .head_dim = 32, .page_tokens = 16, .num_pages = 2});
+  ASSERT_TRUE(weight.ok() && cache.ok());
+  auto memory = backend.Allocate(1 << 16);
+  ASSERT_TRUE(memory.ok());
+  float* x = static_cast<float*>((*memory)->data());
+  const std::vector<float> values = cpu::RandomValues(4096, 3);
+  ASSERT_TRUE(backend.CopyToDevice(x, values.data(), values.size() * 4).ok());
+  float* y = x + 4096;
+  const std::vector<int32_t> ints = {1, 0};
+  int32_t* tokens = reinterpret_cast<int32_t*>(x + 8192);
+  ASSERT_TRUE(backend.CopyToDevice(tokens, ints.data(), 8).ok());
+  const int32_t pages[] = {1, 0};
+  const int64_t allocated = simt_faults::Allocations();
+  const int64_t launched = simt::LaunchCount();
+  for (int32_t step = 0; step < 3; ++step) {
+    const SequenceSpan span{0, 2, 2 * step, pages, 2};
+    SamplingRow row;
+    row.num_logprobs = 2;
+    SampledRow result;
+    absl::Status status =
+        backend.Embedding({.table = weight->get(), .tokens = tokens, .num_tokens = 2, .y = x});
+    for (Policy policy : {Policy::kPortable, Policy::kPinned, Policy::kThroughput}) {
+      status.Update(backend.Gemm({.mode = {policy},
+                                  .weight = weight->get(),
+                                  .tokens = 2,
+                                  .x = x,
+                                  .x_stride = 64,
+                                  .y = y,
+                                  .y_stride = 64}));
+    }
+    status.Update(backend.KvWrite(
+        {.cache = cache->get(), .k = x, .v = x, .row_stride = 64, .spans = {&span, 1}}));
+    status.Update(backend.Attention({.cache = cache->get(),
+                                     .q = x,
+                                     .q_stride = 64,
+                                     .y = y,
+                                     .y_stride = 64,
+                                     .num_heads = 2,
+                                     .spans = {&span, 1}}));
+    status.Update(backend.Sample({.logits = x,
+                                  .stride = 64,
+                                  .vocab = 64,
+                                  .rows = {&row, 1},
+                                  .results = absl::MakeSpan(&result, 1)}));
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  EXPECT_EQ(simt_faults::Allocations(), allocated);
+  EXPECT_GE(simt::LaunchCount() - launched, 3 * 9);
+}
+
+}  // namespace
+}  // namespace verbatim::kernels::cuda

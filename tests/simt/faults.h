@@ -1,0 +1,18 @@
+// Faults of the emulated device that tests plant.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+
+namespace verbatim::kernels::cuda::simt_faults {
+
+// From now on every call of the runtime fails with this, as after a sticky error.
+void FailDevice(const absl::Status& status);
+// As a new process would find the device.
+void Heal();
+void SetDeviceCount(int devices);
+// Allocations so far, of device and page-locked memory.
+int64_t Allocations();
+
+}  // namespace verbatim::kernels::cuda::simt_faults
