@@ -196,6 +196,18 @@ std::vector<Variant> Logprobs() {
   return out;
 }
 
+std::vector<Variant> Recordings() {
+  std::vector<Variant> out;
+  for (const auto& [recording, label] : {std::pair{Recording::kReceipt, "receipt"},
+                                         std::pair{Recording::kTrace, "trace of decisions"},
+                                         std::pair{Recording::kTraceOfLayers, "trace of layers"}}) {
+    Variant variant = InBatchOf(1, label);
+    variant.traffic.recording = recording;
+    out.push_back(variant);
+  }
+  return out;
+}
+
 std::vector<Variant> Samples(const Scale& scale) {
   std::vector<Variant> out;
   for (const int n : scale.sample_counts) {
@@ -364,6 +376,7 @@ std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_mode
       {"replica", "a second engine from a second reading of the model",
        Instances(Variant::Instance::kReplica, "replica")},
       {"log-probabilities", "asked for or not", Logprobs()},
+      {"receipts and traces", "asked for or not", Recordings()},
       {"n samples", "one call with n samples against single calls and other n", Samples(scale)},
       {"mixed: 10 %", "requests of the other kind of policy beside it", Mixed(10),
        Witness::kOtherPolicyRows},

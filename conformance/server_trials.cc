@@ -26,6 +26,15 @@ struct RequestOption {
   void (*set)(v1::GenerateRequest&);
 };
 constexpr RequestOption kRequestOptions[] = {
+    {"receipt",
+     [](v1::GenerateRequest& request) {
+       // THROUGHPUT has none.
+       request.set_return_receipt(request.determinism() != v1::DETERMINISM_THROUGHPUT);
+     }},
+    {"trace of decisions",
+     [](v1::GenerateRequest& request) { request.set_trace(v1::TRACE_LEVEL_DECISIONS); }},
+    {"trace of layers",
+     [](v1::GenerateRequest& request) { request.set_trace(v1::TRACE_LEVEL_LAYERS); }},
     {"prompt token ids returned",
      [](v1::GenerateRequest& request) { request.set_return_prompt_token_ids(true); }},
     {"prefix cache disabled",
@@ -247,7 +256,7 @@ absl::Status Trials::Run(const PolicyUnderTest& policy, std::vector<Cell>* cells
 
   auto start = now();
   Cell process = NewCell("server: process", "a server process against an engine in this process");
-  auto first = Serve({});
+  auto first = Serve({"--allow-traces"});
   if (!first.ok()) return first.status();
   references_->Compare(Ask(*(*first)->client(), requests, 1), "one at a time", &process);
   Finish(std::move(process), start, cells);
@@ -276,10 +285,11 @@ absl::Status Trials::Run(const PolicyUnderTest& policy, std::vector<Cell>* cells
   Finish(std::move(replica), start, cells);
 
   start = now();
-  Cell restart = NewCell("server: restart", "the server is stopped and started again");
+  Cell restart =
+      NewCell("server: restart", "the server is stopped, and started with a response cache");
   (*first)->Stop();
   (*second)->Stop();
-  auto again = Serve({});
+  auto again = Serve({"--response-cache=64"});
   if (!again.ok()) return again.status();
   references_->Compare(AskUnderLoad(*(*again)->client(), 2), "after the restart", &restart);
   Finish(std::move(restart), start, cells);

@@ -56,6 +56,9 @@ enum class CacheState : uint8_t {
   kWarmedByOtherPolicy  // their prompts, computed by THROUGHPUT (or PORTABLE for THROUGHPUT)
 };
 
+// What is recorded beside an answer.
+enum class Recording : uint8_t { kNone, kReceipt, kTrace, kTraceOfLayers };
+
 struct TrafficSetup {
   int batch = 1;       // subjects that arrive together
   int neighbours = 0;  // further requests of the subjects' policy
@@ -66,7 +69,8 @@ struct TrafficSetup {
   bool staggered = false;        // subjects join a batch that is already decoding
   CacheState cache = CacheState::kCold;
   std::optional<int> logprobs;  // overrides those that the subjects ask for; -1: none
-  int n = 1;                    // samples of each subject
+  Recording recording = Recording::kNone;
+  int n = 1;  // samples of each subject
 };
 
 struct Variant {

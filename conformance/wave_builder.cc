@@ -94,6 +94,10 @@ Waves WaveBuilder::Build(const Variant& variant, const std::vector<size_t>& memb
     request.return_row_fingerprints = true;
     request.cache_salt = cold ? NewSalt() : salt;
     request.sampling.n = traffic.n;
+    request.keep_record = traffic.recording == Recording::kReceipt;
+    request.trace =
+        traffic.recording == Recording::kTrace || traffic.recording == Recording::kTraceOfLayers;
+    request.trace_layers = traffic.recording == Recording::kTraceOfLayers;
     // Prompt log-probabilities need every row and so never read the cache.
     if (!cold) request.sampling.prompt_logprobs = -1;
     if (traffic.logprobs.has_value()) {

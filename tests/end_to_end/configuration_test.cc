@@ -65,6 +65,11 @@ const std::multimap<std::string, Case>& Cases() {
        {Outcome::kRefusesStart,
         {"--receipt-signing-key=no-such.pem"},
         "--receipt-signing-key: no-such.pem: No such file"}},
+      {"receipt-signing-key",
+       {Outcome::kRefusesStart,
+        {"--no-receipts", "--receipt-signing-key=key.pem"},
+        "--receipt-signing-key: has nothing to sign"}},
+      // Asked twice, the second time from memory.
       {"response-cache", {Outcome::kSameBits, {"--response-cache=4"}, ""}},
       {"fragility-calibration",
        {Outcome::kRefusesStart,
@@ -232,16 +237,20 @@ class ConfigurationTest : public ::testing::Test {
     std::map<v1::Determinism, v1::PolicyInfo> policies = Policies(Info(server));
     for (const v1::Determinism policy : kStrong) {
       EXPECT_TRUE(policies[policy].honoured()) << label;
-      const std::vector<Answer> answers = Ask(server, Requests(policy));
+      // Twice, so that caches have something to give.
+      std::vector<Answer> answers = Ask(server, Requests(policy));
+      const std::vector<Answer> again = Ask(server, Requests(policy));
+      answers.insert(answers.end(), again.begin(), again.end());
       const bool same_id = policies[policy].numerics_id() == ids_[policy];
       EXPECT_TRUE(same_id || c.outcome == Outcome::kOtherId) << label;
       for (size_t i = 0; i < answers.size(); ++i) {
         EXPECT_TRUE(answers[i].status.ok()) << label << ": " << answers[i].status.error_message();
         EXPECT_EQ(answers[i].numerics_id, policies[policy].numerics_id()) << label;
         if (same_id) {
-          EXPECT_TRUE(answers[i] == answers_[policy][i])
+          const Answer& base = answers_[policy][i % answers_[policy].size()];
+          EXPECT_TRUE(answers[i] == base)
               << label << ": " << v1::Determinism_Name(policy) << " request " << i << " has chain "
-              << answers[i].logits_sha256 << " instead of " << answers_[policy][i].logits_sha256;
+              << answers[i].logits_sha256 << " instead of " << base.logits_sha256;
         }
       }
     }
@@ -250,7 +259,7 @@ class ConfigurationTest : public ::testing::Test {
   static void ExpectRefusesStart(const Case& c, const std::string& label) {
     ServerProcess server(WithModel(c.flags));
     EXPECT_FALSE(server.ready()) << label;
-    EXPECT_EQ(server.Wait(), 2) << label;
+    EXPECT_NE(server.Wait(), 0) << label;
     EXPECT_THAT(server.log(), HasSubstr(c.why)) << label;
   }
 
