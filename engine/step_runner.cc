@@ -114,16 +114,26 @@ void StepRunner::PrepareClaimRows(Pass& pass, size_t begin, size_t count) {
 }
 
 absl::Status StepRunner::Forward(Pass& pass) {
+  // Outputs lie in the backend's memory.
   class LayerWatch final : public model::ForwardObserver {
    public:
+    explicit LayerWatch(kernels::Backend& backend) : backend_(backend) {}
     void OnOutput(const model::ObservedRows& output) override {
       if (output.operation != model::Operation::kDown) return;
+      row_.resize(static_cast<size_t>(output.cols));
       for (const auto& [row, layers] : wanted) {
-        layers->push_back(numerics::FingerprintRow(output.data + row * output.stride, output.cols));
+        status.Update(backend_.CopyToHost(row_.data(), output.data + row * output.stride,
+                                          row_.size() * sizeof(float)));
+        layers->push_back(numerics::FingerprintRow(row_.data(), output.cols));
       }
     }
     std::vector<std::pair<int32_t, std::vector<numerics::RowFingerprint>*>> wanted;
-  } watch;
+    absl::Status status;
+
+   private:
+    kernels::Backend& backend_;
+    std::vector<float> row_;
+  } watch(backend_);
   for (size_t i = 0; i < pass.rows.size(); ++i) {
     RowOutcome& row = pass.rows[i];
     if (!row.is_prompt_row && row.sample->request().request.trace_layers) {
@@ -133,6 +143,7 @@ absl::Status StepRunner::Forward(Pass& pass) {
   if (!watch.wanted.empty()) transformer_.set_observer(&watch);
   absl::Status status = transformer_.Forward(pass.batch, pass.mode, cache_);
   transformer_.set_observer(nullptr);
+  status.Update(watch.status);
   return status;
 }
 
