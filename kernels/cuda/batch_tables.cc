@@ -73,7 +73,7 @@ void BuildAttentionTables(const KvCacheConfig& config, int64_t heads_per_kv,
     if (span.num_rows == 0) continue;
     const int32_t first_page = static_cast<int32_t>(tables->pages.size());
     tables->pages.insert(tables->pages.end(), span.pages, span.pages + PagesOf(config, span));
-    const int64_t queries = span.num_rows * heads_per_kv;
+    const int64_t queries = int64_t{span.num_rows} * heads_per_kv;
     for (int64_t query = 0; query < queries; query += tables->tile_queries) {
       tables->tiles.push_back(
           {span.first_row, span.first_position, static_cast<int32_t>(query),
@@ -81,7 +81,8 @@ void BuildAttentionTables(const KvCacheConfig& config, int64_t heads_per_kv,
     }
     for (int32_t i = 0; i < span.num_rows; ++i) {
       const int64_t cuts = (int64_t{span.first_position} + i + kCut) / kCut;
-      tables->row_cuts[static_cast<size_t>(span.first_row + i)] = static_cast<int32_t>(cuts);
+      tables->row_cuts[static_cast<size_t>(int64_t{span.first_row} + i)] =
+          static_cast<int32_t>(cuts);
       tables->max_cuts = std::max(tables->max_cuts, cuts);
     }
   }

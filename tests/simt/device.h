@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <source_location>
 #include <string>
 #include <type_traits>
 
@@ -43,7 +42,7 @@ namespace verbatim::kernels::cuda {
 
 inline constexpr uint32_t kFullMask = simt::kFullMask;
 inline constexpr int kWarpSize = simt::kWarpSize;
-#define VERBATIM_HERE const std::source_location& where = std::source_location::current()
+#define VERBATIM_HERE const simt::Place& where = simt::Place::Here()
 
 #define VERBATIM_SHARED_MEMORY(name) \
   unsigned char* const name = reinterpret_cast<unsigned char*>(::simt::SharedMemory())
@@ -62,7 +61,7 @@ struct ShuffleArgument {
   int source;  // lane read; taken modulo 32
 };
 template <class T>
-T ShuffleFrom(T value, int source, uint32_t mask, const std::source_location& where) {
+T ShuffleFrom(T value, int source, uint32_t mask, const simt::Place& where) {
   const ShuffleArgument<T> in{value, source};
   T out;
   simt::WarpOperation(

@@ -34,7 +34,7 @@ struct Thread {
   unsigned int id = 0;
   Dim3 index;
   State state = State::kDone;
-  std::source_location where;
+  Place where;
   std::deque<PendingCopy> copies;
   int copy_group = 0;
 };
@@ -42,19 +42,18 @@ struct Thread {
 struct Warp {
   int arrived = 0;
   void (*compute)(WarpLanes&) = nullptr;
-  std::source_location where;
+  Place where;
   WarpLanes lanes;
   int generation = 0;
   bool rests = false;  // for this turn
   char tags[2];
 };
 
-std::string Place(const std::source_location& where) {
-  return std::string(where.file_name()) + ":" + std::to_string(where.line());
+std::string Text(const Place& where) {
+  return std::string(where.file) + ":" + std::to_string(where.line);
 }
-bool Same(const std::source_location& a, const std::source_location& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+bool Same(const Place& a, const Place& b) {
+  return a.line == b.line && std::strcmp(a.file, b.file) == 0;
 }
 
 struct Machine {
@@ -69,7 +68,7 @@ struct Machine {
   std::unique_ptr<std::byte, decltype(&std::free)> shared{nullptr, &std::free};  // then a canary
   unsigned int threads = 0;
   unsigned int at_barrier = 0, done = 0;
-  std::source_location barrier_where;
+  Place barrier_where;
   int barrier_generation = 0;
   char barrier_tags[2];
   char launch_tag;
@@ -113,7 +112,7 @@ bool Machine::ReleaseBarrier() {
   if (done > 0) {
     const auto gone = std::find_if(pool.begin(), pool.begin() + threads,
                                    [](const auto& t) { return t->state == State::kDone; });
-    fault = ThreadName(**gone) + " ended before the barrier at " + Place(barrier_where);
+    fault = ThreadName(**gone) + " ended before the barrier at " + Text(barrier_where);
     return false;
   }
   for (unsigned int i = 0; i < threads; ++i) pool[i]->state = State::kRunnable;
@@ -127,12 +126,12 @@ std::string Machine::Deadlock() const {
     const Thread& thread = *pool[i];
     if (thread.state != State::kInWarpOperation) continue;
     std::string message = ThreadName(thread) + " waits in a warp operation at " +
-                          Place(thread.where) + " for a lane that ";
+                          Text(thread.where) + " for a lane that ";
     const unsigned int first = i / kWarpSize * kWarpSize;
     for (unsigned int other = first; other < first + kWarpSize; ++other) {
       if (pool[other]->state == State::kDone) return message + "has ended";
       if (pool[other]->state == State::kAtBarrier) {
-        return message + "waits at the barrier at " + Place(pool[other]->where);
+        return message + "waits at the barrier at " + Text(pool[other]->where);
       }
     }
     return message + "does not come";
@@ -248,17 +247,16 @@ const Dim3& BlockSize() { return m.block; }
 const Dim3& GridSize() { return m.grid; }
 std::byte* SharedMemory() { return m.shared.get(); }
 
-void Fault(const char* message, const std::source_location* other,
-           const std::source_location& where) {
+void Fault(const char* message, const Place* other, const Place& where) {
   // The fiber is abandoned: nothing on its stack may own memory.
   m.fault = ThreadName(*m.current) + ": " + message;
-  if (other != nullptr) m.fault += " at " + Place(*other) + ", this one";
-  m.fault += " at " + Place(where);
+  if (other != nullptr) m.fault += " at " + Text(*other) + ", this one";
+  m.fault += " at " + Text(where);
   m.current->fiber.Suspend();
   std::abort();  // a faulty launch is never resumed
 }
 
-void SyncThreads(const std::source_location& where) {
+void SyncThreads(const Place& where) {
   Thread* self = m.current;
   if (m.at_barrier > 0 && !Same(m.barrier_where, where)) {
     Fault("a divergent barrier: other threads wait", &m.barrier_where, where);
@@ -274,7 +272,7 @@ void SyncThreads(const std::source_location& where) {
 }
 
 void WarpOperation(uint32_t mask, const void* in, void* out, void (*compute)(WarpLanes& lanes),
-                   bool order_memory, const std::source_location& where) {
+                   bool order_memory, const Place& where) {
   Thread* self = m.current;
   if (mask != kFullMask) Fault("a warp operation with a mask that is not full", nullptr, where);
   Warp& warp = m.warps[self->id / kWarpSize];

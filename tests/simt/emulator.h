@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <source_location>
 #include <string>
 
 namespace simt {
@@ -21,6 +20,16 @@ namespace simt {
 struct Dim3 {
   unsigned int x = 1, y = 1, z = 1;
   constexpr Dim3(unsigned int x = 1, unsigned int y = 1, unsigned int z = 1) : x(x), y(y), z(z) {}
+};
+
+// A line of source.
+struct Place {
+  const char* file = "";
+  int line = 0;
+  // As a default argument: the caller's line.
+  static constexpr Place Here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
 
 enum class Order : uint8_t { kForward, kReversed, kSeeded };
@@ -51,7 +60,7 @@ const Dim3& GridSize();
 std::byte* SharedMemory();
 
 // Waits for every thread of the block.
-void SyncThreads(const std::source_location& where);
+void SyncThreads(const Place& where);
 
 // The arguments of the 32 lanes of a warp operation, and where their results go.
 struct WarpLanes {
@@ -62,7 +71,7 @@ struct WarpLanes {
 // another operation, or from another line, diverge: a fault. `order_memory` makes it a barrier of
 // the warp for the race check.
 void WarpOperation(uint32_t mask, const void* in, void* out, void (*compute)(WarpLanes& lanes),
-                   bool order_memory, const std::source_location& where);
+                   bool order_memory, const Place& where);
 
 // Asynchronous copies of this thread, carried out at the wait that covers them.
 void CopyAsync(void* shared, const void* global, size_t size_bytes, size_t source_bytes);
@@ -70,7 +79,6 @@ void CopyAsyncCommit();
 void CopyAsyncWait(int pending_groups);
 
 // Ends the launch with this message, then the place `other` when there is one, then `where`.
-[[noreturn]] void Fault(const char* message, const std::source_location* other,
-                        const std::source_location& where);
+[[noreturn]] void Fault(const char* message, const Place* other, const Place& where);
 
 }  // namespace simt
