@@ -23,11 +23,14 @@ struct Pair {
   fragility::Comparison comparison;
 };
 
-std::vector<Pair> PairsOf(int64_t prompt, const PromptAnswers& of) {
+// The rerun of each answer is another one under load, drawn at random: rounds have loads of their
+// own, and answers of similar loads differ less.
+std::vector<Pair> PairsOf(int64_t prompt, const PromptAnswers& of, std::mt19937_64* random) {
   std::vector<Pair> pairs;
-  const size_t rounds = of.answers.size() - 1;
   for (size_t i = 0; i < of.answers.size(); ++i) {
-    const size_t rerun = i % rounds + 1;
+    const size_t last = of.answers.size() - 1 - (i > 0 ? 1 : 0);
+    size_t rerun = std::uniform_int_distribution<size_t>(1, last)(*random);
+    if (i > 0 && rerun >= i) ++rerun;
     pairs.push_back({prompt, &of.answers[i], Compare(of.answers[i], of.answers[rerun])});
   }
   return pairs;
@@ -116,12 +119,13 @@ absl::StatusOr<FragilityAnalysis> AnalyzeFragility(const std::vector<PromptAnswe
                                                    uint64_t seed) {
   FragilityAnalysis out;
   std::vector<Pair> halves[2];
+  std::mt19937_64 random(seed);
   for (size_t p = 0; p < prompts.size(); ++p) {
     if (prompts[p].answers.size() < 3) {
       return absl::InvalidArgumentError(absl::StrCat(
           "prompt ", p, " has ", prompts[p].answers.size(), " answers, not 3 or more"));
     }
-    std::vector<Pair> pairs = PairsOf(static_cast<int64_t>(p), prompts[p]);
+    std::vector<Pair> pairs = PairsOf(static_cast<int64_t>(p), prompts[p], &random);
     std::move(pairs.begin(), pairs.end(), std::back_inserter(halves[p % 2]));
   }
   fragility::Calibration& calibration = out.calibration;

@@ -54,8 +54,8 @@ struct FragilityAnalysis {
   Reliability reliability;  // of held_out
 };
 
-// Every answer is paired with a rerun under load: the one alone with the first under load, each
-// under load with the next, the last with the first. Prompts of even index calibrate, those of odd
+// Every answer is paired with a rerun: another answer to its prompt that was generated under load,
+// drawn by the seed. Prompts of even index calibrate, those of odd
 // index are held out. INVALID_ARGUMENT when a prompt has fewer than three answers or the rate
 // cannot be fitted.
 absl::StatusOr<FragilityAnalysis> AnalyzeFragility(const std::vector<PromptAnswers>& prompts,
