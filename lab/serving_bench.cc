@@ -23,6 +23,7 @@
 #include "flags/flag_set.h"
 #include "lab/machine.h"
 #include "lab/server_process.h"
+#include "model/checkpoint.h"
 #include "nlohmann/json.hpp"
 
 namespace verbatim::lab {
@@ -128,7 +129,25 @@ absl::Status RunCell(const Options& options, const Mode& mode, int64_t concurren
   return absl::OkStatus();
 }
 
-json CellJson(const Cell& cell) {
+// Multiplications and additions of the matrix products: of a row through all layers, and of a row
+// of logits.
+struct ModelFlops {
+  double row = 0, logits = 0;
+};
+
+absl::StatusOr<ModelFlops> FlopsOf(const std::string& path) {
+  const auto checkpoint = model::Checkpoint::Open(path);
+  if (!checkpoint.ok()) return checkpoint.status();
+  const model::ModelConfig& config = (*checkpoint)->config();
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const auto heads = static_cast<double>(config.num_heads + config.num_kv_heads);
+  const double attention = 2 * hidden * heads * static_cast<double>(config.head_dim);
+  const double mlp = 3 * hidden * static_cast<double>(config.intermediate_size);
+  return ModelFlops{2 * static_cast<double>(config.num_layers) * (attention + mlp),
+                    2 * hidden * static_cast<double>(config.vocab_size)};
+}
+
+json CellJson(const Cell& cell, const ModelFlops& flops) {
   const client::Summary blocks = client::Summarize(cell.block_tokens_per_s, {});
   const auto latency = [](const std::vector<double>& values) {
     const client::Summary summary = client::Summarize(values, {50, 99});
@@ -137,7 +156,12 @@ json CellJson(const Cell& cell) {
                 {"p50", summary.percentiles[0].second},
                 {"p99", summary.percentiles[1].second}};
   };
+  // Prompts count: their rows are computed too.
+  const double gflops = (flops.row * static_cast<double>(cell.steps.steps.tokens()) +
+                         flops.logits * static_cast<double>(cell.steps.steps.generated_tokens())) /
+                        cell.seconds * 1e-9;
   return {{"output_tokens_per_s", cell.tokens_per_s()},
+          {"matrix_product_gflops", gflops},
           {"output_tokens_per_s_blocks", cell.block_tokens_per_s},
           {"output_tokens_per_s_std", blocks.std},
           {"ttft_ms", latency(cell.ttft_ms)},
@@ -164,7 +188,8 @@ json RatioJson(const Cells& cells, int64_t concurrency, const std::string& mode)
 }
 
 json Report(const Options& options, const Cells& cells, const v1::GetModelInfoResponse& model,
-            const v1::GetServerInfoResponse& server, double ready_seconds, double bandwidth) {
+            const v1::GetServerInfoResponse& server, double ready_seconds, double bandwidth,
+            const ModelFlops& flops) {
   json concurrencies = json::object(), ratios = json::object(), scaling = json::object();
   json decode = json::object(), shares = json::object(), portable = json::object();
   json mixed = json::object();
@@ -173,7 +198,7 @@ json Report(const Options& options, const Cells& cells, const v1::GetModelInfoRe
     json modes = json::object();
     for (const Mode& mode : kModes) {
       if (!mode.RunsAt(concurrency)) continue;
-      modes[mode.key] = CellJson(cells.at({concurrency, mode.key}));
+      modes[mode.key] = CellJson(cells.at({concurrency, mode.key}), flops);
     }
     concurrencies[absl::StrCat(concurrency)] = std::move(modes);
     ratios[absl::StrCat(concurrency)] = RatioJson(cells, concurrency, "deterministic");
@@ -246,9 +271,10 @@ void PrintTable(const Cells& cells, const json& report) {
   for (const Mode& mode : kModes) {
     if (mode.mixed()) continue;
     std::printf(
-        "%-20s 16 over 1: %.2f   scheduler and front end at 64: %.1f %%   batch 1: %.0f %% "
-        "of %.1f GB/s\n",
+        "%-20s 16 over 1: %.2f, %.0f GFLOP/s at 16   scheduler and front end at 64: %.1f %%   "
+        "batch 1: %.0f %% of %.1f GB/s\n",
         mode.key.c_str(), report["tokens_per_s_16_over_1"][mode.key].get<double>(),
+        report["concurrency"]["16"][mode.key]["matrix_product_gflops"].get<double>(),
         100 * report["scheduler_and_front_end_share_at_64"][mode.key].get<double>(),
         100 * report["batch_1_decode"][mode.key]["share_of_read_bandwidth"].get<double>(),
         report["read_bandwidth_gb_per_s"].get<double>());
@@ -272,6 +298,8 @@ absl::StatusOr<int> Run(const Options& options) {
   if (!model.ok()) return model.status();
   const auto info = servers[0]->client()->GetServerInfo();
   if (!info.ok()) return info.status();
+  const auto flops = FlopsOf(options.model);
+  if (!flops.ok()) return flops.status();
   const double bandwidth = MeasureReadBandwidth(DescribeMachine().cores);
   Say(absl::StrFormat("memory is read at %.1f GB/s; warming up", bandwidth));
   Options warm = options;
@@ -305,7 +333,8 @@ absl::StatusOr<int> Run(const Options& options) {
       }
     }
   }
-  const json report = Report(options, cells, *model, *info, servers[0]->ready_seconds(), bandwidth);
+  const json report =
+      Report(options, cells, *model, *info, servers[0]->ready_seconds(), bandwidth, *flops);
   PrintTable(cells, report);
   if (options.output.empty()) return 0;
   if (absl::Status status = client::WriteFile(options.output, client::Dump(report, 1) + "\n");
