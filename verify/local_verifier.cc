@@ -9,9 +9,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/version.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "server/receipt_check.h"
-#include "engine/version.h"
 
 namespace verbatim::verify {
 namespace {
