@@ -155,10 +155,11 @@ TEST(EmulatorTest, ReportsAThreadThatEndsBeforeABarrier) {
 void DivergentBarrierKernel(float* out) {
   if (threadIdx.x < 32) {
     SyncThreads();
+    out[threadIdx.x] = 1;
   } else {
     SyncThreads();
+    out[threadIdx.x] = 2;
   }
-  out[threadIdx.x] = 1;
 }
 TEST(EmulatorTest, ReportsDivergentBarriers) {
   ExpectFault(DivergentBarrierKernel, "divergent barrier");
@@ -221,7 +222,6 @@ TEST(EmulatorTest, RefusesBadLaunchShapes) {
   EXPECT_NE(Launch(WarpKernel, {1, 2048, 0}, nullptr, &x), 0);
 }
 
-constexpr int kCopied = 64;
 template <int kPending>
 void CopyKernel(const float* in, float* out) {
   VERBATIM_SHARED_MEMORY(bytes);
