@@ -67,9 +67,10 @@ void StepRunner::AddSpan(const scheduler::StepPlan& plan, size_t index, SampleSt
       pass.rows.push_back({.sample = &sample, .position = position, .is_claim_row = true});
     }
   }
+  const bool samples = span.samples && request.verification == nullptr;
   pass.outcome.spans.push_back(static_cast<int32_t>(index));
-  pass.outcome.sampled_rows.push_back(span.samples ? static_cast<int32_t>(pass.rows.size()) : -1);
-  if (span.samples && request.verification == nullptr) {
+  pass.outcome.sampled_rows.push_back(samples ? static_cast<int32_t>(pass.rows.size()) : -1);
+  if (samples) {
     pass.logit_rows.push_back(first_row + span.num_tokens - 1);
     pass.sampling_rows.push_back(sample.NextRow());
     pass.rows.push_back({.sample = &sample, .position = span.first_position + span.num_tokens - 1});
