@@ -45,8 +45,10 @@ function(verbatim_library name)
   target_link_libraries(${name} PUBLIC verbatim_flags ${ARG_DEPS})
 endfunction()
 
-# Every test labelled "concurrency": what ./run test builds and runs under ThreadSanitizer.
+# What ./run test builds and runs under ThreadSanitizer: every test labelled "concurrency"; and under AddressSanitizer and UBSan: every
+# test not labelled "slow" or "reference", which add a whole model's arithmetic and no new memory accesses.
 add_custom_target(concurrency_tests)
+add_custom_target(memory_tests)
 
 # verbatim_test(name SOURCES a_test.cc DEPS verbatim_model LABELS unit): one GoogleTest binary, one CTest entry.
 # The test runs with the source tree as working directory, so fixtures are named relative to it.
@@ -60,6 +62,9 @@ function(verbatim_test name)
   endif()
   if("concurrency" IN_LIST ARG_LABELS)
     add_dependencies(concurrency_tests ${name})
+  endif()
+  if(NOT "slow" IN_LIST ARG_LABELS AND NOT "reference" IN_LIST ARG_LABELS)
+    add_dependencies(memory_tests ${name})
   endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
