@@ -76,7 +76,7 @@ SuiteOptions ModelSuite(const std::string& path) {
     model.tokenizer = *std::move(tokenizer);
     return model;
   };
-  options.workload = {.prompt_lengths = {33, 64, 40, 100, 129, 90, 20, 140},
+  options.workload = {.prompt_lengths = {70, 97, 100, 129, 80, 133, 96, 140},
                       .output_tokens = 24,
                       .very_long_prompt = 400,
                       .max_model_len = 640};
