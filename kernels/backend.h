@@ -21,6 +21,7 @@
 #include "kernels/ops/gather_rows.h"
 #include "kernels/ops/gemm.h"
 #include "kernels/ops/kv_cache.h"
+#include "kernels/ops/moe.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/rope.h"
 #include "kernels/ops/sampling.h"
@@ -93,6 +94,10 @@ class Backend {
   virtual absl::Status KvWrite(const KvWriteParams& params) = 0;
   virtual absl::Status Attention(const AttentionParams& params) = 0;
   virtual absl::Status SwiGlu(const SwiGluParams& params) = 0;
+  virtual absl::Status MoeRoute(const MoeRouteParams& params) = 0;
+  virtual absl::Status MoePermute(const MoePermuteParams& params) = 0;
+  virtual absl::Status GroupedGemm(const GroupedGemmParams& params) = 0;
+  virtual absl::Status MoeCombine(const MoeCombineParams& params) = 0;
   virtual absl::Status GatherRows(const GatherRowsParams& params) = 0;
   virtual absl::Status Sample(const SamplingParams& params) = 0;
 };

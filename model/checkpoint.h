@@ -16,7 +16,37 @@
 
 namespace verbatim::model {
 
-enum class Family { kLlama, kMistral, kQwen2, kQwen3 };
+enum class Family {
+  kLlama,
+  kMistral,
+  kQwen2,
+  kQwen3,
+  kMixtral,
+  kQwen2Moe,
+  kQwen3Moe,
+  kOlmoe,
+  kGraniteMoe,
+};
+
+// How a layer's feed-forward part is a mixture of experts. num_experts 0: it is dense.
+struct MoeConfig {
+  int64_t num_experts = 0;
+  int64_t experts_per_token = 0;
+  int64_t intermediate_size = 0;         // of an expert
+  int64_t shared_intermediate_size = 0;  // of the shared expert; 0: there is none
+  bool shared_gate = false;              // the shared expert's output is gated (Qwen2-MoE)
+  bool normalise = true;                 // weights sum to `scale` (norm_topk_prob)
+  double scale = 1.0;
+  std::vector<bool> dense_layers;  // [num_layers]: layers that are dense all the same; may be empty
+
+  bool IsMoe(int64_t layer) const {
+    return num_experts > 0 && (dense_layers.empty() || !dense_layers[layer]);
+  }
+};
+
+// Over what RMSNorm is taken of queries and keys: nothing, each head (Qwen3), or all heads at once
+// (OLMoE).
+enum class QkNorm { kNone, kHead, kAll };
 
 // Llama 3.1 frequency scaling ("rope_type": "llama3"); linear scaling is `factor` with kLinear.
 struct RopeScaling {
@@ -49,14 +79,24 @@ struct ModelConfig {
   // Face layout).
   bool rope_interleaved = false;
   bool qkv_bias = false;  // Qwen2
-  bool qk_norm = false;   // Qwen3
+  QkNorm qk_norm = QkNorm::kNone;
   bool tied_embeddings = false;
+  MoeConfig moe;
+  // Granite: rows of the embedding are multiplied by the first, attention scores by the second (0:
+  // 1 / sqrt(head_dim)), what a block adds to the residual stream by the third, and logits are
+  // divided by the fourth.
+  double embedding_multiplier = 1.0;
+  double attention_multiplier = 0.0;
+  double residual_multiplier = 1.0;
+  double logits_scaling = 1.0;
   std::vector<int32_t> eos_ids;  // from generation_config.json / config.json, may be empty
 };
 
 // Canonical tensor names: "embed", "final_norm", "lm_head" (absent when tied), and per layer i
 // "layers.i.{attn_norm,q,k,v,o,ffn_norm,gate,up,down}", "layers.i.{q,k,v}.bias",
-// "layers.i.{q_norm,k_norm}".
+// "layers.i.{q_norm,k_norm}". A mixture of experts has, instead of gate, up and down,
+// "layers.i.router" [num_experts, hidden], "layers.i.experts.e.{gate,up,down}", and with a shared
+// expert "layers.i.shared.{gate,up,down}" and "layers.i.shared_gate" [1, hidden].
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;

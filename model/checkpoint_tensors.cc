@@ -68,8 +68,8 @@ void HashConfig(const ModelConfig& config, Hasher& hasher) {
   hasher.Int(config.rope_scaling.original_max_position);
   hasher.Int(static_cast<int64_t>(config.rope_freq_factors.size()));
   for (const float factor : config.rope_freq_factors) hasher.Float(factor);
-  for (const bool flag :
-       {config.rope_interleaved, config.qkv_bias, config.qk_norm, config.tied_embeddings}) {
+  for (const bool flag : {config.rope_interleaved, config.qkv_bias, config.qk_norm != QkNorm::kNone,
+                          config.tied_embeddings}) {
     hasher.Int(flag ? 1 : 0);
   }
   hasher.Int(static_cast<int64_t>(config.eos_ids.size()));
@@ -108,7 +108,7 @@ std::vector<ExpectedTensor> ExpectedTensors(const ModelConfig& config) {
       add("k.bias", {kv_rows});
       add("v.bias", {kv_rows});
     }
-    if (config.qk_norm) {
+    if (config.qk_norm != QkNorm::kNone) {
       add("q_norm", {config.head_dim});
       add("k_norm", {config.head_dim});
     }

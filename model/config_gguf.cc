@@ -149,7 +149,7 @@ absl::StatusOr<ModelConfig> ReadGgufConfig(const GgufFile& file) {
     config.qkv_bias = true;
   } else if (*architecture == "qwen3") {
     config.family = Family::kQwen3;
-    config.qk_norm = true;
+    config.qk_norm = QkNorm::kHead;
   } else {
     return absl::UnimplementedError(
         absl::StrCat(file.path(), ": metadata general.architecture is \"",

@@ -252,7 +252,7 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& directory) 
   config.family = *family;
   config.name = fields.String("_name_or_path", "");
   config.qkv_bias = *family == Family::kQwen2;
-  config.qk_norm = *family == Family::kQwen3;
+  config.qk_norm = *family == Family::kQwen3 ? QkNorm::kHead : QkNorm::kNone;
   config.rope_interleaved = false;
   config.tied_embeddings = fields.Bool("tie_word_embeddings", false);
 

@@ -58,7 +58,7 @@ TEST_F(ConfigTest, EveryHuggingFaceFamilyIsRead) {
     EXPECT_EQ(config->rope_scaling.kind, RopeScaling::Kind::kNone);
     EXPECT_FALSE(config->rope_interleaved);
     EXPECT_EQ(config->qkv_bias, family == Family::kQwen2);
-    EXPECT_EQ(config->qk_norm, family == Family::kQwen3);
+    EXPECT_EQ(config->qk_norm, family == Family::kQwen3 ? QkNorm::kHead : QkNorm::kNone);
     EXPECT_TRUE(config->tied_embeddings);
     EXPECT_THAT(config->eos_ids, ElementsAre(2));
   }
@@ -282,7 +282,8 @@ TEST_F(ConfigTest, EveryGgufArchitectureIsRead) {
     ASSERT_TRUE(config.ok()) << config.status();
     EXPECT_EQ(config->rope_interleaved, std::string(architecture) == "llama");
     EXPECT_EQ(config->qkv_bias, std::string(architecture) == "qwen2");
-    EXPECT_EQ(config->qk_norm, std::string(architecture) == "qwen3");
+    EXPECT_EQ(config->qk_norm,
+              std::string(architecture) == "qwen3" ? QkNorm::kHead : QkNorm::kNone);
     EXPECT_EQ(config->name, "tiny");
     EXPECT_EQ(config->vocab_size, 40);
     EXPECT_EQ(config->head_dim, 16);

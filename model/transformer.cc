@@ -155,7 +155,7 @@ absl::Status Transformer::LoadLayer(const Checkpoint& checkpoint, int64_t index,
   status.Update(matrix(layer.gate_up, {"gate", "up"}));
   status.Update(matrix(layer.down, {"down"}));
   if (config_.qkv_bias) status.Update(vector(layer.qkv_bias, {"q.bias", "k.bias", "v.bias"}));
-  if (config_.qk_norm) {
+  if (config_.qk_norm != QkNorm::kNone) {
     status.Update(vector(layer.q_norm, {"q_norm"}));
     status.Update(vector(layer.k_norm, {"k_norm"}));
   }
@@ -279,7 +279,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .round_output = round});
   if (!status.ok()) return status;
   Observe(Operation::kQkv, index, qkv, rows, qkv_size());
-  if (config_.qk_norm) {
+  if (config_.qk_norm != QkNorm::kNone) {
     status = backend_.RmsNorm({.mode = mode,
                                .x = qkv,
                                .x_stride = qkv_size(),

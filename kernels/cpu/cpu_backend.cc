@@ -15,7 +15,9 @@
 #include "kernels/cpu/embedding.h"
 #include "kernels/cpu/gather_rows.h"
 #include "kernels/cpu/gemm_kernels.h"
+#include "kernels/cpu/grouped_gemm.h"
 #include "kernels/cpu/kv_cache.h"
+#include "kernels/cpu/moe.h"
 #include "kernels/cpu/packed_matrix.h"
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/cpu/rope.h"
@@ -160,6 +162,18 @@ absl::Status CpuBackend::Attention(const AttentionParams& params) {
 }
 absl::Status CpuBackend::SwiGlu(const SwiGluParams& params) {
   return cpu::SwiGlu(context_, params);
+}
+absl::Status CpuBackend::MoeRoute(const MoeRouteParams& params) {
+  return cpu::MoeRoute(context_, params);
+}
+absl::Status CpuBackend::MoePermute(const MoePermuteParams& params) {
+  return cpu::MoePermute(context_, params);
+}
+absl::Status CpuBackend::GroupedGemm(const GroupedGemmParams& params) {
+  return cpu::GroupedGemm(context_, params);
+}
+absl::Status CpuBackend::MoeCombine(const MoeCombineParams& params) {
+  return cpu::MoeCombine(context_, params);
 }
 absl::Status CpuBackend::GatherRows(const GatherRowsParams& params) {
   return cpu::GatherRows(context_, params);

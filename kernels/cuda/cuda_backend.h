@@ -68,6 +68,10 @@ class CudaBackend final : public Backend {
   absl::Status KvWrite(const KvWriteParams& params) override;
   absl::Status Attention(const AttentionParams& params) override;
   absl::Status SwiGlu(const SwiGluParams& params) override;
+  absl::Status MoeRoute(const MoeRouteParams& params) override;
+  absl::Status MoePermute(const MoePermuteParams& params) override;
+  absl::Status GroupedGemm(const GroupedGemmParams& params) override;
+  absl::Status MoeCombine(const MoeCombineParams& params) override;
   absl::Status GatherRows(const GatherRowsParams& params) override;
   absl::Status Sample(const SamplingParams& params) override;
 

@@ -15,6 +15,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   cuda_backend.cc
   cuda_kv_cache.cc
   cuda_matrix.cc
+  cuda_moe.cc
   cuda_operations.cc
   cuda_sampler.cc
   device_memory.cc

@@ -1,4 +1,5 @@
-// Embedding: y[t] = table[token[t]], the stored row decoded to fp32.
+// Embedding: y[t] = scale · table[token[t]], the stored row decoded to fp32; a scale of 1 leaves
+// its bits.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@ struct EmbeddingParams {
   const WeightMatrix* table = nullptr;  // [vocab, hidden]
   const int32_t* tokens = nullptr;      // [num_tokens], each in [0, vocab)
   int64_t num_tokens = 0;
+  float scale = 1.0f;  // Granite; one multiplication
   float* y = nullptr;  // [num_tokens, hidden], contiguous
 };
 

@@ -306,7 +306,7 @@ const Mistake kMistakes[] = {
      [](model::ModelConfig& c) { c.rope_interleaved = !c.rope_interleaved; }},
     {"no_bias", "hf_qwen2.ref.json", [](model::ModelConfig& c) { c.qkv_bias = false; }},
     {"no_query_and_key_norm", "hf_qwen3.ref.json",
-     [](model::ModelConfig& c) { c.qk_norm = false; }},
+     [](model::ModelConfig& c) { c.qk_norm = model::QkNorm::kNone; }},
 };
 
 INSTANTIATE_TEST_SUITE_P(Mistakes, MistakeTest, ::testing::ValuesIn(kMistakes),

@@ -1,0 +1,14 @@
+// Routing, permutation and the weighted sum of a mixture of experts on the CPU.
+#pragma once
+
+#include "absl/status/status.h"
+#include "kernels/cpu/context.h"
+#include "kernels/ops/moe.h"
+
+namespace verbatim::kernels::cpu {
+
+absl::Status MoeRoute(const CpuContext& context, const MoeRouteParams& params);
+absl::Status MoePermute(const CpuContext& context, const MoePermuteParams& params);
+absl::Status MoeCombine(const CpuContext& context, const MoeCombineParams& params);
+
+}  // namespace verbatim::kernels::cpu
