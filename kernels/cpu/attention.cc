@@ -5,10 +5,10 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cpu/attention_kernel.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/kv_cache.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cpu {
 namespace {
@@ -23,29 +23,6 @@ AttentionKernel KernelFor(Isa isa) {
   return isa_scalar::GetAttentionKernel();
 }
 
-absl::Status Check(const AttentionParams& params, const CpuKvCache* cache) {
-  if (cache == nullptr) {
-    return absl::InvalidArgumentError("Attention: the cache is not one of this backend");
-  }
-  const KvCacheConfig& config = cache->config();
-  if (params.num_heads < 1 || params.num_heads % config.num_kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("Attention: num_heads ", params.num_heads,
-                                                   " is not a multiple of num_kv_heads ",
-                                                   config.num_kv_heads));
-  }
-  const int64_t row_elements = params.num_heads * config.head_dim;
-  if (params.q == nullptr || params.y == nullptr || params.q_stride < row_elements ||
-      params.y_stride < row_elements) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Attention: q_stride ", params.q_stride, " or y_stride ", params.y_stride,
-                     " is below a row's ", row_elements, " elements, or q or y is missing"));
-  }
-  if (absl::Status status = CheckSpans(*cache, params.layer, params.spans); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("Attention: ", std::string(status.message())));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::Status Attention(const CpuContext& context, const AttentionParams& params) {
@@ -54,9 +31,11 @@ absl::Status Attention(const CpuContext& context, const AttentionParams& params)
     return absl::OkStatus();
   }
   const auto* cache = dynamic_cast<const CpuKvCache*>(params.cache);
-  if (absl::Status status = Check(params, cache); !status.ok()) return status;
-
+  if (cache == nullptr) {
+    return absl::InvalidArgumentError("Attention: the cache is not one of this backend");
+  }
   const KvCacheConfig& config = cache->config();
+  if (absl::Status status = CheckAttention(params, config); !status.ok()) return status;
   const int64_t element_bytes = config.dtype == DType::kF32 ? 4 : 2;
   const bool strong = IsStrong(params.mode.policy);
   const AttentionCall call = {

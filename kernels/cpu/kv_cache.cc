@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/numerics/bf16.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cpu {
 namespace {
@@ -77,27 +78,7 @@ void WriteRows(const KvWriteParams& params, const CpuKvCache& cache, int64_t beg
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvCache>> CpuKvCache::Create(const KvCacheConfig& config) {
-  if (config.num_layers < 1 || config.num_kv_heads < 1 || config.num_pages < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "KV cache: num_layers ", config.num_layers, ", num_kv_heads ", config.num_kv_heads,
-        " and num_pages ", config.num_pages, " must be positive"));
-  }
-  if (config.head_dim < 2 || config.head_dim > 256 || config.head_dim % 2 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("KV cache: head_dim ", config.head_dim,
-                                                   " is not an even number from 2 to 256"));
-  }
-  if (config.page_tokens < 16 || config.page_tokens % 16 != 0 || 256 % config.page_tokens != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("KV cache: page_tokens ", config.page_tokens,
-                                                   " is not one of 16, 32, 64, 128, 256"));
-  }
-  if (config.dtype != DType::kF32 && config.dtype != DType::kBF16) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "KV cache: dtype ", std::string(InfoOf(config.dtype).name), " is neither F32 nor BF16"));
-  }
-  if (config.num_pages > INT32_MAX) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("KV cache: num_pages ", config.num_pages, " exceeds ", INT32_MAX));
-  }
+  if (absl::Status status = CheckKvCacheConfig(config); !status.ok()) return status;
   const int64_t head_bytes = config.page_tokens * (config.head_dim + RoundUp(config.head_dim, 16)) *
                              (config.dtype == DType::kF32 ? 4 : 2);
   int64_t size = CheckedProduct(config.num_layers, config.num_pages);
@@ -144,41 +125,12 @@ absl::Status CpuKvCache::Poison(absl::Span<const int32_t> pages) {
   return absl::OkStatus();
 }
 
-absl::Status CheckSpans(const CpuKvCache& cache, int64_t layer,
-                        absl::Span<const SequenceSpan> spans) {
-  const KvCacheConfig& config = cache.config();
-  if (layer < 0 || layer >= config.num_layers) {
-    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " is not in the KV cache"));
-  }
-  for (size_t i = 0; i < spans.size(); ++i) {
-    const SequenceSpan& span = spans[i];
-    if (span.first_row < 0 || span.num_rows < 0 || span.first_position < 0) {
-      return absl::InvalidArgumentError(absl::StrCat("span ", i, " has a negative field"));
-    }
-    const int64_t positions = int64_t{span.first_position} + span.num_rows;
-    const int64_t needed = (positions + config.page_tokens - 1) / config.page_tokens;
-    if (span.num_rows == 0) continue;
-    if (span.pages == nullptr || span.num_pages < needed) {
-      return absl::InvalidArgumentError(absl::StrCat("span ", i, " has ", span.num_pages,
-                                                     " pages, its ", positions, " positions need ",
-                                                     needed));
-    }
-    for (int64_t page = 0; page < needed; ++page) {
-      if (span.pages[page] < 0 || span.pages[page] >= config.num_pages) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("span ", i, " names page ", span.pages[page], " of ", config.num_pages));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status KvWrite(const CpuContext& context, const KvWriteParams& params) {
   const auto* cache = dynamic_cast<const CpuKvCache*>(params.cache);
   if (cache == nullptr) {
     return absl::InvalidArgumentError("KvWrite: the cache is not one of this backend");
   }
-  if (absl::Status status = CheckSpans(*cache, params.layer, params.spans); !status.ok()) {
+  if (absl::Status status = CheckSpans(cache->config(), params.layer, params.spans); !status.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("KvWrite: ", std::string(status.message())));
   }
   const int64_t row_elements = cache->config().num_kv_heads * cache->config().head_dim;

@@ -51,10 +51,6 @@ class CpuKvCache final : public KvCache {
   std::byte* data_;
 };
 
-// INVALID_ARGUMENT for a span whose rows, positions or pages contradict each other or the cache.
-absl::Status CheckSpans(const CpuKvCache& cache, int64_t layer,
-                        absl::Span<const SequenceSpan> spans);
-
 absl::Status KvWrite(const CpuContext& context, const KvWriteParams& params);
 
 }  // namespace verbatim::kernels::cpu

@@ -1,8 +1,8 @@
 // RMSNorm on the CPU: checks and work split.
 #include "kernels/cpu/rms_norm.h"
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cpu {
 namespace isa_scalar {
@@ -16,18 +16,9 @@ void RmsNormRows(const RmsNormParams& params, bool round, int64_t begin, int64_t
 }
 
 absl::Status RmsNorm(const CpuContext& context, const RmsNormParams& params) {
-  if (params.rows < 0 || params.groups < 0 || params.cols < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("RmsNorm: rows ", params.rows, ", groups ",
-                                                   params.groups, ", cols ", params.cols));
-  }
+  if (absl::Status status = CheckRmsNorm(params); !status.ok()) return status;
   if (params.rows == 0 || params.groups == 0) return absl::OkStatus();
   const int64_t row_elements = params.groups * params.cols;
-  if (params.x == nullptr || params.y == nullptr || params.weight == nullptr ||
-      (params.rows > 1 && (params.x_stride < row_elements || params.y_stride < row_elements))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("RmsNorm: x_stride ", params.x_stride, " or y_stride ", params.y_stride,
-                     " is below a row's ", row_elements, " elements, or an array is missing"));
-  }
   auto* rows = &isa_scalar::RmsNormRows;
 #if defined(__x86_64__)
   if (context.isa == Isa::kAvx512) rows = &isa_avx512::RmsNormRows;

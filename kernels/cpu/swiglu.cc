@@ -1,8 +1,8 @@
 // SwiGLU on the CPU: checks and work split.
 #include "kernels/cpu/swiglu.h"
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cpu {
 namespace isa_scalar {
@@ -16,14 +16,8 @@ void SwiGluRows(const SwiGluParams& params, bool round, int64_t begin, int64_t e
 }
 
 absl::Status SwiGlu(const CpuContext& context, const SwiGluParams& params) {
-  if (params.tokens < 0 || params.cols < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("SwiGlu: tokens ", params.tokens, ", cols ", params.cols));
-  }
+  if (absl::Status status = CheckSwiGlu(params); !status.ok()) return status;
   if (params.tokens == 0) return absl::OkStatus();
-  if (params.gate_up == nullptr || params.y == nullptr) {
-    return absl::InvalidArgumentError("SwiGlu: gate_up or y is missing");
-  }
   auto* rows = &isa_scalar::SwiGluRows;
 #if defined(__x86_64__)
   if (context.isa == Isa::kAvx512) rows = &isa_avx512::SwiGluRows;

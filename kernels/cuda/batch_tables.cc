@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
-
 namespace verbatim::kernels::cuda {
 namespace {
 
@@ -16,33 +14,6 @@ int64_t PagesOf(const KvCacheConfig& config, const SequenceSpan& span) {
 }
 
 }  // namespace
-
-absl::Status CheckSpans(const KvCacheConfig& config, int64_t layer,
-                        absl::Span<const SequenceSpan> spans) {
-  if (layer < 0 || layer >= config.num_layers) {
-    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " is not in the KV cache"));
-  }
-  for (size_t i = 0; i < spans.size(); ++i) {
-    const SequenceSpan& span = spans[i];
-    if (span.first_row < 0 || span.num_rows < 0 || span.first_position < 0) {
-      return absl::InvalidArgumentError(absl::StrCat("span ", i, " has a negative field"));
-    }
-    if (span.num_rows == 0) continue;
-    const int64_t needed = PagesOf(config, span);
-    if (span.pages == nullptr || span.num_pages < needed) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("span ", i, " has ", span.num_pages, " pages, its ",
-                       int64_t{span.first_position} + span.num_rows, " positions need ", needed));
-    }
-    for (int64_t page = 0; page < needed; ++page) {
-      if (span.pages[page] < 0 || span.pages[page] >= config.num_pages) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("span ", i, " names page ", span.pages[page], " of ", config.num_pages));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
 
 void BuildKvRows(const KvCacheConfig& config, absl::Span<const SequenceSpan> spans,
                  std::vector<KvRow>* rows) {

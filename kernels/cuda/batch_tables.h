@@ -11,11 +11,6 @@
 
 namespace verbatim::kernels::cuda {
 
-// INVALID_ARGUMENT names the span that does not fit the cache: a negative field, too few pages, a
-// page that does not exist.
-absl::Status CheckSpans(const KvCacheConfig& config, int64_t layer,
-                        absl::Span<const SequenceSpan> spans);
-
 // Tables of the rows to write.
 void BuildKvRows(const KvCacheConfig& config, absl::Span<const SequenceSpan> spans,
                  std::vector<KvRow>* rows);

@@ -6,33 +6,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cuda {
 
 absl::StatusOr<std::unique_ptr<KvCache>> CudaKvCache::Create(const KvCacheConfig& config,
                                                              Stream stream) {
-  if (config.num_layers < 1 || config.num_kv_heads < 1 || config.num_pages < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "KV cache: num_layers ", config.num_layers, ", num_kv_heads ", config.num_kv_heads,
-        " and num_pages ", config.num_pages, " must be positive"));
-  }
-  if (config.head_dim < 2 || config.head_dim > 256 || config.head_dim % 2 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("KV cache: head_dim ", config.head_dim,
-                                                   " is not an even number from 2 to 256"));
-  }
-  if (config.page_tokens < 16 || config.page_tokens % 16 != 0 || 256 % config.page_tokens != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("KV cache: page_tokens ", config.page_tokens,
-                                                   " is not one of 16, 32, 64, 128, 256"));
-  }
-  if (config.dtype != DType::kF32 && config.dtype != DType::kBF16) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "KV cache: dtype ", std::string(InfoOf(config.dtype).name), " is neither F32 nor BF16"));
-  }
-  if (config.num_pages > std::numeric_limits<int32_t>::max()) {
-    return absl::InvalidArgumentError(absl::StrCat("KV cache: num_pages ", config.num_pages,
-                                                   " exceeds ",
-                                                   std::numeric_limits<int32_t>::max()));
-  }
+  if (absl::Status status = CheckKvCacheConfig(config); !status.ok()) return status;
   KvLayout layout{.data = nullptr,
                   .bf16 = config.dtype == DType::kBF16,
                   .num_pages = config.num_pages,

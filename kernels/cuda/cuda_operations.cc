@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_kv_cache.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -55,18 +56,8 @@ absl::Status CudaBackend::Embedding(const EmbeddingParams& params) {
 }
 
 absl::Status CudaBackend::RmsNorm(const RmsNormParams& params) {
-  if (params.rows < 0 || params.groups < 0 || params.cols < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("RmsNorm: rows ", params.rows, ", groups ",
-                                                   params.groups, ", cols ", params.cols));
-  }
+  if (absl::Status status = CheckRmsNorm(params); !status.ok()) return status;
   if (params.rows == 0 || params.groups == 0) return absl::OkStatus();
-  const int64_t row_elements = params.groups * params.cols;
-  if (params.x == nullptr || params.y == nullptr || params.weight == nullptr ||
-      (params.rows > 1 && (params.x_stride < row_elements || params.y_stride < row_elements))) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("RmsNorm: x_stride ", params.x_stride, " or y_stride ", params.y_stride,
-                     " is below a row's ", row_elements, " elements, or an array is missing"));
-  }
   return runtime::LaunchStatus("RmsNorm", LaunchRmsNorm({.x = params.x,
                                                          .x_stride = params.x_stride,
                                                          .y = params.y,
@@ -260,21 +251,7 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
     return absl::InvalidArgumentError("Attention: the cache is not one of this backend");
   }
   const KvCacheConfig& config = cache->config();
-  if (params.num_heads < 1 || params.num_heads % config.num_kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("Attention: num_heads ", params.num_heads,
-                                                   " is not a multiple of num_kv_heads ",
-                                                   config.num_kv_heads));
-  }
-  const int64_t row_elements = params.num_heads * config.head_dim;
-  if (params.q == nullptr || params.y == nullptr || params.q_stride < row_elements ||
-      params.y_stride < row_elements) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("Attention: q_stride ", params.q_stride, " or y_stride ", params.y_stride,
-                     " is below a row's ", row_elements, " elements, or q or y is missing"));
-  }
-  if (absl::Status status = CheckSpans(config, params.layer, params.spans); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("Attention: ", std::string(status.message())));
-  }
+  if (absl::Status status = CheckAttention(params, config); !status.ok()) return status;
   const int64_t heads_per_kv = params.num_heads / config.num_kv_heads;
   TableSpace space;
   const bool known =
@@ -341,14 +318,8 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
 }
 
 absl::Status CudaBackend::SwiGlu(const SwiGluParams& params) {
-  if (params.tokens < 0 || params.cols < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("SwiGlu: tokens ", params.tokens, ", cols ", params.cols));
-  }
+  if (absl::Status status = CheckSwiGlu(params); !status.ok()) return status;
   if (params.tokens == 0) return absl::OkStatus();
-  if (params.gate_up == nullptr || params.y == nullptr) {
-    return absl::InvalidArgumentError("SwiGlu: gate_up or y is missing");
-  }
   return runtime::LaunchStatus("SwiGlu", LaunchSwiGlu({.gate_up = params.gate_up,
                                                        .y = params.y,
                                                        .tokens = params.tokens,

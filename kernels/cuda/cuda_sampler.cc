@@ -11,56 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/numerics/elementary64.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int32_t kNegativeInfinityKey = static_cast<int32_t>(0x807fffffu);
-
-// Empty, or what is wrong with a row.
-std::string RowError(const SamplingRow& row, int64_t vocab) {
-  const auto out_of_range = [vocab](int64_t token) { return token < 0 || token >= vocab; };
-  if (!(row.temperature >= 0.0f) || std::isinf(row.temperature)) {
-    return absl::StrCat("temperature is ", row.temperature, ", not finite and at least 0");
-  }
-  if (row.top_k < 0) return absl::StrCat("top_k is ", row.top_k, ", not at least 0");
-  if (!(row.top_p > 0.0f && row.top_p <= 1.0f)) {
-    return absl::StrCat("top_p is ", row.top_p, ", not in (0, 1]");
-  }
-  if (!(row.min_p >= 0.0f && row.min_p <= 1.0f)) {
-    return absl::StrCat("min_p is ", row.min_p, ", not in [0, 1]");
-  }
-  if (!std::isfinite(row.presence_penalty)) {
-    return absl::StrCat("presence_penalty is ", row.presence_penalty);
-  }
-  if (!std::isfinite(row.frequency_penalty)) {
-    return absl::StrCat("frequency_penalty is ", row.frequency_penalty);
-  }
-  if (!(row.repetition_penalty > 0.0f) || std::isinf(row.repetition_penalty)) {
-    return absl::StrCat("repetition_penalty is ", row.repetition_penalty,
-                        ", not finite and positive");
-  }
-  for (const auto& [token, bias] : row.logit_bias) {
-    if (out_of_range(token)) return absl::StrCat("logit_bias names token ", token);
-    if (std::isnan(bias) || bias == kInfinity) {
-      return absl::StrCat("logit_bias of token ", token, " is ", bias);
-    }
-  }
-  for (const TokenCount& count : row.counts) {
-    if (out_of_range(count.token)) return absl::StrCat("counts name token ", count.token);
-  }
-  for (int32_t token : row.banned) {
-    if (out_of_range(token)) return absl::StrCat("banned names token ", token);
-  }
-  if (row.forced_token >= vocab) return absl::StrCat("forced_token is ", row.forced_token);
-  return "";
-}
-
-bool HasPenalty(const SamplingRow& row) {
-  return !row.counts.empty() && (row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f ||
-                                 row.repetition_penalty != 1.0f);
-}
 
 int64_t TopOf(const SamplingRow& row, int64_t vocab) {
   return std::min<int64_t>(std::max(row.num_logprobs, 0), vocab);
@@ -193,7 +150,7 @@ absl::Status CudaSampler::Sample(const SamplingParams& params) {
                      params.logits == nullptr ? ", logits are missing" : ""));
   }
   for (int64_t i = 0; i < rows; ++i) {
-    if (std::string error = RowError(params.rows[i], params.vocab); !error.empty()) {
+    if (std::string error = SamplingRowError(params.rows[i], params.vocab); !error.empty()) {
       return absl::InvalidArgumentError(
           absl::StrCat("Sample: rows[", i, "]: ", error, "; vocab is ", params.vocab));
     }

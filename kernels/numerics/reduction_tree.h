@@ -26,11 +26,11 @@ VERBATIM_HD constexpr int64_t ChunkCount(int64_t length) {
 // Chunks that a node over `count` > 1 chunks gives to its left child.
 VERBATIM_HD constexpr int64_t LeftCount(int64_t count) { return (count + 1) / 2; }
 
-// How many nodes are complete once chunk `chunk` of `count` is: with pending values on a stack,
-// push the chunk's value, then that many times replace the upper two by lower + upper.
-VERBATIM_HD constexpr int JoinsAfter(int64_t chunk, int64_t count) {
+// A node at most `depth` levels below the root: `chunk` and `count` are made those of the node that
+// holds `chunk`; the result is how many nodes above are complete once the node is.
+VERBATIM_HD constexpr int DescendTo(int depth, int64_t& chunk, int64_t& count) {
   int joins = 0;
-  while (count > 1) {
+  for (int level = 0; level < depth && count > 1; ++level) {
     const int64_t left = LeftCount(count);
     if (chunk < left) {
       count = left;
@@ -44,23 +44,18 @@ VERBATIM_HD constexpr int JoinsAfter(int64_t chunk, int64_t count) {
   return joins;
 }
 
+// How many nodes are complete once chunk `chunk` of `count` is: with pending values on a stack,
+// push the chunk's value, then that many times replace the upper two by lower + upper.
+VERBATIM_HD constexpr int JoinsAfter(int64_t chunk, int64_t count) {
+  return DescendTo(64, chunk, count);
+}
+
 // Shards: the nodes at depth kShardDepth (and leaves above it), each accumulated without joins by
 // PINNED where it uses matrix or dot-product units. -1 while the shard of `chunk` goes on; where
 // `chunk` is its last, how many nodes above are complete then.
 inline constexpr int kShardDepth = 2;
 VERBATIM_HD constexpr int ShardJoinsAfter(int64_t chunk, int64_t count) {
-  int joins = 0;
-  for (int depth = 0; depth < kShardDepth && count > 1; ++depth) {
-    const int64_t left = LeftCount(count);
-    if (chunk < left) {
-      count = left;
-      joins = 0;
-    } else {
-      chunk -= left;
-      count -= left;
-      ++joins;
-    }
-  }
+  const int joins = DescendTo(kShardDepth, chunk, count);
   return chunk + 1 == count ? joins : -1;
 }
 
