@@ -1,4 +1,4 @@
-// Flags of `verbatim explain`, and the two ways to two runs: given traces, or a prompt.
+// Flags of `verbatim explain`, and the ways to two runs: given traces, receipts, or a prompt.
 #include "replay/explain_command.h"
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include "model/checkpoint.h"
 #include "replay/explain_report.h"
 #include "replay/explanation.h"
+#include "replay/receipt_pair.h"
 #include "replay/run_pair.h"
 #include "report/files.h"
 #include "trace/trace.h"
@@ -36,14 +37,17 @@ struct Options {
 
 flags::FlagSet Options::Flags() {
   flags::FlagSet flags(
-      "verbatim explain --model PATH [flags] PROMPT | A.json B.json",
+      "verbatim explain [--model PATH] [flags] PROMPT | A.json B.json",
       "Says why two runs of one prompt differ: the first token, and before it the first step, "
       "layer "
       "and operation whose bits differ, with the batch on either side. Two traces (verbatim "
-      "generate --trace) are replayed and compared; a PROMPT is generated here, alone and among "
+      "generate --trace) are replayed and compared; of two receipts (verbatim generate --receipt) "
+      "the requests and answers are compared, and replayed too where their traces are given "
+      "beside them; a PROMPT is generated here, alone and among "
       "random neighbours until the tokens differ. PROMPT may be \"-\": it is then read from "
       "standard input.");
-  flags.Add("model", &model, "the model that the answers came from; required");
+  flags.Add("model", &model,
+            "the model that the answers came from; required but for receipts alone");
   flags.Add("page", &page, "HTML file to write, with a heat map of drift by layer and position");
   flags.Add("json", &json, "print the explanation as JSON");
   flags.Group("With a PROMPT");
@@ -62,7 +66,6 @@ absl::Status Options::Check() const {
   const auto bad = [](const char* flag, const std::string& what) {
     return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", what));
   };
-  if (model.empty()) return bad("model", "is required");
   if (dtype != "float32" && dtype != "bfloat16") return bad("dtype", "is not float32 or bfloat16");
   if (max_tokens < 1) return bad("max-tokens", "must be at least 1");
   if (neighbours < 0 || neighbours > 1024) return bad("neighbours", "is not in [0, 1024]");
@@ -124,15 +127,28 @@ absl::StatusOr<Explanation> ExplainPrompt(const Options& options, std::string pr
                  {"under load", pair->loaded.get()});
 }
 
-absl::StatusOr<Explanation> ExplainTraces(const std::vector<std::string>& paths,
-                                          const model::Checkpoint& checkpoint,
-                                          const std::string& weights,
-                                          const model::Tokenizer& tokenizer) {
-  const auto a = trace::ReadTraceFile(paths[0]);
-  if (!a.ok()) return a.status();
-  const auto b = trace::ReadTraceFile(paths[1]);
-  if (!b.ok()) return b.status();
-  return Explain(checkpoint, weights, tokenizer, {paths[0], &*a}, {paths[1], &*b});
+// Two traces, two receipts, or two receipts and their traces, in that order among themselves.
+absl::Status CheckKinds(const InputFiles& files) {
+  const size_t receipts = files.receipts.size(), traces = files.traces.size();
+  if (receipts + traces < 2 || (receipts != 0 && receipts != 2) || (traces != 0 && traces != 2)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("needs two traces, two receipts, or both; got ", traces, " and ", receipts));
+  }
+  for (size_t i = 0; receipts == 2 && i < traces; ++i) {
+    absl::Status status = CheckTraceBelongs(files.traces[i], files.receipts[i]);
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          files.trace_paths[i], ", ", files.receipt_paths[i], ": ", std::string(status.message())));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void PrintComparison(const InputFiles& files, bool as_json) {
+  const receipt::Comparison comparison = receipt::Compare(files.receipts[0], files.receipts[1]);
+  std::fputs(as_json ? (ComparisonJson(files, comparison).dump(1, ' ', true) + "\n").c_str()
+                     : ComparisonText(files, comparison).c_str(),
+             stdout);
 }
 
 }  // namespace
@@ -147,9 +163,22 @@ int RunExplain(int argc, char** argv) {
     return 0;
   }
   if (absl::Status status = options.Check(); !status.ok()) return Failed(2, status);
-  if (positional->empty() || positional->size() > 2) {
+  if (positional->empty() || positional->size() == 3 || positional->size() > 4) {
     return Failed(2, absl::InvalidArgumentError(
-                         "needs one PROMPT or two traces; quote a prompt with spaces"));
+                         "needs one PROMPT, two traces, two receipts, or both; quote a prompt with "
+                         "spaces"));
+  }
+  InputFiles files;
+  if (positional->size() > 1) {
+    auto read = ReadInputFiles(*positional);
+    if (!read.ok()) return Failed(1, read.status());
+    files = *std::move(read);
+    if (absl::Status status = CheckKinds(files); !status.ok()) return Failed(2, status);
+    if (!files.receipts.empty()) PrintComparison(files, options.json);
+    if (files.traces.empty()) return 0;
+  }
+  if (options.model.empty()) {
+    return Failed(2, absl::InvalidArgumentError("--model: is required but for receipts alone"));
   }
   const auto checkpoint = model::Checkpoint::Open(options.model);
   if (!checkpoint.ok()) return Failed(1, checkpoint.status());
@@ -157,8 +186,9 @@ int RunExplain(int argc, char** argv) {
   if (!tokenizer.ok()) return Failed(1, tokenizer.status());
   const std::string weights = (*checkpoint)->WeightsFingerprint();
   const auto explanation =
-      positional->size() == 2
-          ? ExplainTraces(*positional, **checkpoint, weights, **tokenizer)
+      files.traces.size() == 2
+          ? Explain(**checkpoint, weights, **tokenizer, {files.trace_paths[0], &files.traces[0]},
+                    {files.trace_paths[1], &files.traces[1]})
           : ExplainPrompt(options, positional->front(), **checkpoint, weights, **tokenizer);
   if (!explanation.ok()) return Failed(1, explanation.status());
   const nlohmann::json data = ExplanationJson(*explanation, **tokenizer);

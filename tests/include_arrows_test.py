@@ -24,7 +24,7 @@ ALLOWED = {
     "proto": [],
     "flags": [],
     "report": [],
-    "replay": ["report", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "flags"],
+    "replay": ["report", "receipt", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "flags"],
     "fragility": [],
     "server": ["fragility", "receipt", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "client": ["receipt", "proto", "flags", "report"],
