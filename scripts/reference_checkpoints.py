@@ -106,16 +106,16 @@ SPECS = [
          moe=Moe(8, 3, 24, dense=(0,))),
     Spec("hf_olmoe", "olmoe", "hf", "BF16", 64, 2, 4, 2, 16, 32, 307, False, 10000.0, 1e-5,
          moe=Moe(8, 2, 32, normalise=False)),
-    Spec("hf_granitemoe", "granitemoe", "hf", "BF16", 64, 2, 4, 2, 16, 40, 309, True, 10000.0, 1e-6,
-         moe=Moe(5, 2, 40, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4,
+    Spec("hf_granitemoe", "granitemoe", "hf", "BF16", 64, 2, 4, 2, 16, 40, 309, False, 10000.0, 1e-6,
+         moe=Moe(5, 2, 40, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6,
                  logits_scaling=1.7)),
-    Spec("hf_granitemoeshared", "granitemoeshared", "hf", "F32", 32, 2, 2, 1, 16, 24, 311, True, 10000.0, 1e-6,
+    Spec("hf_granitemoeshared", "granitemoeshared", "hf", "F32", 32, 2, 2, 1, 16, 24, 311, False, 10000.0, 1e-6,
          moe=Moe(4, 2, 24, shared=36, embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.4,
                  logits_scaling=1.7)),
     _gguf_llama("Q4_1", name="gguf_mixtral_q4_1", family="mixtral", intermediate=64, embed_storage="Q8_0",
                 moe=Moe(6, 2, 64)),
     _gguf_llama("Q8_0", name="gguf_qwen2moe_q8_0", family="qwen2moe", intermediate=64, theta=1000000.0, eps=1e-6,
-                moe=Moe(4, 2, 32, shared=64, normalise=False)),
+                moe=Moe(4, 2, 32, shared=64, normalise=False), salt="1"),
 ]
 
 
