@@ -104,6 +104,11 @@ void StepRunner::Gather(const scheduler::StepPlan& plan,
       1;
   if (!several && pinned_.batch.rows() > 0) outcome.written_by = classes_.pinned;
   if (!several && portable_.batch.rows() > 0) outcome.written_by = classes_.portable;
+  // Rows that ride along may have lost an expert to a neighbour: no strong row may read their
+  // pages.
+  if (outcome.ride_along_rows > 0 && transformer_.options().moe_capacity_factor != 0) {
+    outcome.written_by = scheduler::kThroughputClass;
+  }
 }
 
 void StepRunner::PrepareClaimRows(Pass& pass, size_t begin, size_t count) {
