@@ -181,7 +181,9 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
       *backend_, checkpoint,
       {.max_batch_rows = std::max(sched.max_num_batched_tokens, sched.max_num_seqs),
        .max_logit_rows = std::min(sched.max_num_seqs, kMaxLogitRows),
-       .max_model_len = sched.max_model_len});
+       .max_model_len = sched.max_model_len,
+       .moe_capacity_factor = config_.moe_capacity_factor,
+       .moe_overflow = config_.moe_overflow});
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> cache =

@@ -23,6 +23,9 @@ struct EngineConfig {
   int64_t kv_cache_bytes = int64_t{1} << 30;
   kernels::DType kv_cache_dtype = kernels::DType::kF32;
   kernels::ActivationType throughput_activations = kernels::ActivationType::kF32;
+  // Limits of a mixture's experts for THROUGHPUT rows (model::TransformerOptions); 0: none.
+  double moe_capacity_factor = 0;
+  kernels::CapacityOverflow moe_overflow = kernels::CapacityOverflow::kDrop;
   int32_t max_logprobs = 20;  // largest accepted logprobs / prompt_logprobs
   int32_t max_n = 64;         // largest accepted n
   bool allow_traces = false;  // record what traces need; without it requests for one are refused

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/engine_test_support.h"
+#include "kernels/forwarding_backend.h"
 
 namespace verbatim::engine {
 namespace {
@@ -13,47 +14,18 @@ constexpr int32_t kPoisonToken = 9;  // its embedding is NaN
 constexpr int32_t kFailToken = 8;    // a step that embeds it fails
 
 // Forwards every call to a real CPU backend, except that two tokens misbehave.
-class FaultyBackend final : public kernels::Backend {
+class FaultyBackend final : public kernels::ForwardingBackend {
  public:
-  explicit FaultyBackend(std::unique_ptr<kernels::Backend> inner) : inner_(std::move(inner)) {}
+  using kernels::ForwardingBackend::ForwardingBackend;
 
-  std::string Describe() const override { return inner_->Describe(); }
   absl::StatusOr<std::string> NumericsTag(kernels::Policy policy) const override {
     if (policy == kernels::Policy::kPinned) {
       return absl::FailedPreconditionError("a kernel without a pinned form");
     }
-    return inner_->NumericsTag(policy);
-  }
-  absl::StatusOr<std::unique_ptr<kernels::Buffer>> Allocate(size_t size_bytes) override {
-    return inner_->Allocate(size_bytes);
-  }
-  absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) override {
-    return inner_->CopyToDevice(device, host, size_bytes);
-  }
-  absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) override {
-    return inner_->CopyToHost(host, device, size_bytes);
-  }
-  absl::Status Synchronize() override { return inner_->Synchronize(); }
-  std::string GemmKernel(const kernels::NumericMode& mode, const kernels::WeightMatrix& weight,
-                         int64_t tokens) const override {
-    return inner_->GemmKernel(mode, weight, tokens);
-  }
-  std::vector<kernels::AttentionCut> AttentionCuts(
-      const kernels::NumericMode& mode, const kernels::KvCacheConfig& cache, int64_t num_heads,
-      absl::Span<const kernels::SequenceSpan> spans) const override {
-    return inner_->AttentionCuts(mode, cache, num_heads, spans);
-  }
-  absl::StatusOr<std::unique_ptr<kernels::WeightMatrix>> LoadMatrix(
-      absl::Span<const kernels::StoredMatrix> parts,
-      const kernels::LoadMatrixOptions& options) override {
-    return inner_->LoadMatrix(parts, options);
-  }
-  absl::StatusOr<std::unique_ptr<kernels::KvCache>> CreateKvCache(
-      const kernels::KvCacheConfig& config) override {
-    return inner_->CreateKvCache(config);
+    return kernels::ForwardingBackend::NumericsTag(policy);
   }
   absl::Status Embedding(const kernels::EmbeddingParams& params) override {
-    absl::Status status = inner_->Embedding(params);
+    absl::Status status = kernels::ForwardingBackend::Embedding(params);
     const int64_t cols = params.table->cols();
     for (int64_t t = 0; t < params.num_tokens; ++t) {
       if (params.tokens[t] == kFailToken) return absl::InternalError("the device has fallen off");
@@ -62,33 +34,9 @@ class FaultyBackend final : public kernels::Backend {
     }
     return status;
   }
-  absl::Status RmsNorm(const kernels::RmsNormParams& params) override {
-    return inner_->RmsNorm(params);
-  }
-  absl::Status Gemm(const kernels::GemmParams& params) override { return inner_->Gemm(params); }
-  absl::Status Rope(const kernels::RopeParams& params) override { return inner_->Rope(params); }
-  absl::Status KvWrite(const kernels::KvWriteParams& params) override {
-    return inner_->KvWrite(params);
-  }
-  absl::Status Attention(const kernels::AttentionParams& params) override {
-    return inner_->Attention(params);
-  }
-  absl::Status SwiGlu(const kernels::SwiGluParams& params) override {
-    return inner_->SwiGlu(params);
-  }
-  absl::Status GatherRows(const kernels::GatherRowsParams& params) override {
-    return inner_->GatherRows(params);
-  }
-  absl::Status Sample(const kernels::SamplingParams& params) override {
-    return inner_->Sample(params);
-  }
-
- private:
-  std::unique_ptr<kernels::Backend> inner_;
 };
 
-std::unique_ptr<Engine> StartFaultyEngine() {
-  const TestModel& model = TinyModel();
+std::unique_ptr<Engine> StartFaultyEngine(const TestModel& model = TinyModel()) {
   return *Engine::Create(TinyConfig(), std::make_unique<FaultyBackend>(TinyBackend()),
                          *model.checkpoint, *model.tokenizer);
 }
@@ -118,6 +66,28 @@ TEST(EngineFaultTest, ANanEndsThatRequestAloneAndItsPagesAreNotReused) {
   EXPECT_TRUE(Send(*engine, GreedyRequest(healed, 4))->Wait().ok());
   const EngineStats stats = engine->stats();
   EXPECT_EQ(stats.scheduler.free_pages + stats.scheduler.cached_pages, stats.scheduler.total_pages);
+}
+
+// A token without a defined expert, in the same step as others that have theirs.
+TEST(EngineFaultTest, ANanInAMixtureOfExpertsHarmsNoNeighbour) {
+  const TestModel& model = TinyMoeModel();
+  GenerationRequest good = GreedyRequest(RandomPrompt(1, 40), 24);
+  good.sampling.logit_bias = {{kPoisonToken, -100.0f}, {kFailToken, -100.0f}};
+  std::unique_ptr<Engine> clean =
+      *Engine::Create(TinyConfig(), TinyBackend(), *model.checkpoint, *model.tokenizer);
+  std::shared_ptr<CollectingSink> expected = Send(*clean, good);
+  ASSERT_TRUE(expected->Wait().ok());
+  std::unique_ptr<Engine> engine = StartFaultyEngine(model);
+  std::vector<int32_t> poisoned = RandomPrompt(2, 60);
+  poisoned[50] = kPoisonToken;
+  for (int round = 0; round < 3; ++round) {
+    std::shared_ptr<CollectingSink> bad = Send(*engine, GreedyRequest(poisoned, 24));
+    std::shared_ptr<CollectingSink> neighbour = Send(*engine, good);
+    EXPECT_EQ(bad->Wait().code(), absl::StatusCode::kInternal);
+    ASSERT_TRUE(neighbour->Wait().ok()) << neighbour->final_status;
+    EXPECT_EQ(neighbour->samples[0].finished.logits_sha256,
+              expected->samples[0].finished.logits_sha256);
+  }
 }
 
 TEST(EngineFaultTest, AFailedStepEndsItsRequestsAndTheEngineGoesOn) {

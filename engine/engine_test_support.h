@@ -110,6 +110,19 @@ inline const TestModel& TinyModel() {
   return *model;
 }
 
+// A random mixture of experts (scripts/make_reference_fixtures.py): a Mixtral of 6 experts, 2 a
+// token, with Q4_1 weights.
+inline const TestModel& TinyMoeModel() {
+  static const TestModel* const model = [] {
+    auto* loaded = new TestModel;
+    loaded->checkpoint =
+        *model::Checkpoint::Open("tests/fixtures/reference/gguf_mixtral_q4_1.gguf");
+    loaded->tokenizer = *loaded->checkpoint->LoadTokenizer();
+    return loaded;
+  }();
+  return *model;
+}
+
 inline EngineConfig TinyConfig() {
   EngineConfig config;
   config.scheduler.max_num_seqs = 16;

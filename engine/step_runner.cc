@@ -52,6 +52,7 @@ void StepRunner::AddSpan(const scheduler::StepPlan& plan, size_t index, SampleSt
     const int64_t position = span.first_position + i;
     pass.batch.tokens.push_back(sample.TokenAt(position));
     pass.batch.positions.push_back(static_cast<int32_t>(position));
+    pass.batch.capacity_exempt.push_back(kernels::IsStrong(request.request.policy) ? 1 : 0);
     // A recomputed prefix after a preemption asks for no row twice.
     if (prompt_rows && position + 1 < prompt_tokens && position >= request.prompt_logprobs_done) {
       kernels::SamplingRow row;
@@ -103,6 +104,11 @@ void StepRunner::Gather(const scheduler::StepPlan& plan,
       1;
   if (!several && pinned_.batch.rows() > 0) outcome.written_by = classes_.pinned;
   if (!several && portable_.batch.rows() > 0) outcome.written_by = classes_.portable;
+  // Rows that ride along may have lost an expert to a neighbour: no strong row may read their
+  // pages.
+  if (outcome.ride_along_rows > 0 && transformer_.options().moe_capacity_factor != 0) {
+    outcome.written_by = scheduler::kThroughputClass;
+  }
 }
 
 void StepRunner::PrepareClaimRows(Pass& pass, size_t begin, size_t count) {

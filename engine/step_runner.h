@@ -49,7 +49,8 @@ struct PassOutcome {
 
 struct StepOutcome {
   // What CommitStep is told: the class of all rows, or kThroughputClass where they went through
-  // kernels of several classes, each strong row through its own.
+  // kernels of several classes, each strong row through its own, or where rows beside the strong
+  // ones were subject to capacity limits.
   scheduler::NumericsClass written_by = scheduler::kThroughputClass;
   bool has_strong_rows = false;
   int64_t ride_along_rows = 0;   // throughput rows computed by strong kernels

@@ -46,6 +46,16 @@ class ForwardingBackend : public Backend {
     return inner_->Attention(params);
   }
   absl::Status SwiGlu(const SwiGluParams& params) override { return inner_->SwiGlu(params); }
+  absl::Status MoeRoute(const MoeRouteParams& params) override { return inner_->MoeRoute(params); }
+  absl::Status MoePermute(const MoePermuteParams& params) override {
+    return inner_->MoePermute(params);
+  }
+  absl::Status GroupedGemm(const GroupedGemmParams& params) override {
+    return inner_->GroupedGemm(params);
+  }
+  absl::Status MoeCombine(const MoeCombineParams& params) override {
+    return inner_->MoeCombine(params);
+  }
   absl::Status GatherRows(const GatherRowsParams& params) override {
     return inner_->GatherRows(params);
   }

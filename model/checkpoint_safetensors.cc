@@ -1,9 +1,8 @@
 // A model in Hugging Face layout: config.json and one or more safetensors files in one directory.
-// Source of the tensor names: the model classes of the transformers library.
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <set>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -11,32 +10,13 @@
 #include "absl/strings/str_cat.h"
 #include "model/checkpoint_tensors.h"
 #include "model/config.h"
+#include "model/huggingface_names.h"
 #include "model/safetensors.h"
 
 namespace verbatim::model {
 namespace {
 
 namespace fs = std::filesystem;
-
-// "layers.3.q.bias" to "model.layers.3.self_attn.q_proj.bias".
-std::string HuggingFaceName(const std::string& canonical) {
-  static const auto& kModelNames =
-      *new std::map<std::string, std::string>{{"embed", "model.embed_tokens.weight"},
-                                              {"final_norm", "model.norm.weight"},
-                                              {"lm_head", "lm_head.weight"}};
-  static const auto& kLayerNames = *new std::map<std::string, std::string>{
-      {"attn_norm", "input_layernorm.weight"}, {"q", "self_attn.q_proj.weight"},
-      {"k", "self_attn.k_proj.weight"},        {"v", "self_attn.v_proj.weight"},
-      {"o", "self_attn.o_proj.weight"},        {"ffn_norm", "post_attention_layernorm.weight"},
-      {"gate", "mlp.gate_proj.weight"},        {"up", "mlp.up_proj.weight"},
-      {"down", "mlp.down_proj.weight"},        {"q.bias", "self_attn.q_proj.bias"},
-      {"k.bias", "self_attn.k_proj.bias"},     {"v.bias", "self_attn.v_proj.bias"},
-      {"q_norm", "self_attn.q_norm.weight"},   {"k_norm", "self_attn.k_norm.weight"}};
-  if (const auto it = kModelNames.find(canonical); it != kModelNames.end()) return it->second;
-  const size_t index_end = canonical.find('.', 7);  // after "layers."
-  return absl::StrCat("model.layers.", canonical.substr(7, index_end - 7), ".",
-                      kLayerNames.at(canonical.substr(index_end + 1)));
-}
 
 // Tensors that may lie in a file although the model does not read them: the embedding's second name
 // when it is tied, and rotary frequencies, which follow from the configuration.
@@ -140,25 +120,11 @@ class SafetensorsCheckpoint : public TensorCheckpoint {
         directory_(directory),
         shards_(std::move(shards)) {}
 
-  absl::Status AddTensors() {
-    std::set<std::string> used;
-    for (const ExpectedTensor& expected : ExpectedTensors(config())) {
-      const std::string name = HuggingFaceName(expected.name);
-      const auto it = shards_.tensors.find(name);
-      if (it == shards_.tensors.end()) {
-        return absl::InvalidArgumentError(absl::StrCat(path(), ": tensor ", name, " is missing"));
-      }
-      const SafetensorsTensor& tensor = *it->second.tensor;
-      if (absl::Status status = Add(expected, it->second.file->path(), name,
-                                    {tensor.dtype, tensor.shape, tensor.data, tensor.size_bytes});
-          !status.ok()) {
-        return status;
-      }
-      used.insert(name);
-    }
+  absl::Status Read() {
+    if (absl::Status status = AddTensors(); !status.ok()) return status;
     // A tensor that is not used, such as a bias of a family that has none, would change the result.
     for (const auto& [name, located] : shards_.tensors) {
-      if (!used.contains(name) && !MayBeIgnored(name, config())) {
+      if (!IsUsed(name) && !MayBeIgnored(name, config())) {
         return absl::UnimplementedError(
             absl::StrCat(located.file->path(), ": tensor ", absl::CHexEscape(name),
                          " does not belong to a model of this configuration"));
@@ -170,6 +136,16 @@ class SafetensorsCheckpoint : public TensorCheckpoint {
  protected:
   absl::StatusOr<std::unique_ptr<Tokenizer>> ReadTokenizer() const override {
     return Tokenizer::FromJsonFile(absl::StrCat(directory_, "/tokenizer.json"));
+  }
+  std::optional<FileTensor> InFiles(const std::string& file_name) const override {
+    const auto it = shards_.tensors.find(file_name);
+    if (it == shards_.tensors.end()) return std::nullopt;
+    const SafetensorsTensor& tensor = *it->second.tensor;
+    return FileTensor{{tensor.dtype, tensor.shape, tensor.data, tensor.size_bytes},
+                      it->second.file->path()};
+  }
+  std::vector<TensorPlace> PlacesOf(const std::string& canonical_name) const override {
+    return HuggingFacePlaces(canonical_name, config());
   }
 
  private:
@@ -191,7 +167,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> OpenSafetensorsCheckpoint(const std:
   if (!status.ok()) return status;
   auto checkpoint = std::make_unique<SafetensorsCheckpoint>(path, directory, std::move(shards),
                                                             *std::move(config));
-  if (status = checkpoint->AddTensors(); !status.ok()) return status;
+  if (status = checkpoint->Read(); !status.ok()) return status;
   return checkpoint;
 }
 

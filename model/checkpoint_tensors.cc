@@ -4,11 +4,13 @@
 #include <openssl/evp.h>
 
 #include <bit>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "kernels/ops/block_formats.h"
 
 namespace verbatim::model {
@@ -74,6 +76,21 @@ void HashConfig(const ModelConfig& config, Hasher& hasher) {
   }
   hasher.Int(static_cast<int64_t>(config.eos_ids.size()));
   for (const int32_t id : config.eos_ids) hasher.Int(id);
+  // Dense models have none of what follows, and their fingerprints do not know of it.
+  if (config.moe.num_experts == 0) return;
+  hasher.Text("mixture of experts");
+  const MoeConfig& moe = config.moe;
+  for (const int64_t value : {moe.num_experts, moe.experts_per_token, moe.intermediate_size,
+                              moe.shared_intermediate_size, static_cast<int64_t>(config.qk_norm)}) {
+    hasher.Int(value);
+  }
+  hasher.Int(moe.shared_gate ? 1 : 0);
+  hasher.Int(moe.normalise ? 1 : 0);
+  for (int64_t i = 0; i < config.num_layers; ++i) hasher.Int(moe.IsMoe(i) ? 1 : 0);
+  for (const double value : {moe.scale, config.embedding_multiplier, config.attention_multiplier,
+                             config.residual_multiplier, config.logits_scaling}) {
+    hasher.Float(value);
+  }
 }
 
 std::string ShapeText(const std::vector<int64_t>& shape) {
@@ -100,30 +117,110 @@ std::vector<ExpectedTensor> ExpectedTensors(const ModelConfig& config) {
     add("v", {kv_rows, hidden});
     add("o", {hidden, q_rows});
     add("ffn_norm", {hidden});
-    add("gate", {config.intermediate_size, hidden});
-    add("up", {config.intermediate_size, hidden});
-    add("down", {hidden, config.intermediate_size});
+    const auto add_feed_forward = [&](const std::string& prefix, int64_t inner) {
+      tensors.push_back({layer + prefix + "gate", {inner, hidden}});
+      tensors.push_back({layer + prefix + "up", {inner, hidden}});
+      tensors.push_back({layer + prefix + "down", {hidden, inner}});
+    };
+    const MoeConfig& moe = config.moe;
+    if (!moe.IsMoe(i)) {
+      add_feed_forward("", config.intermediate_size);
+    } else {
+      tensors.push_back({layer + "router", {moe.num_experts, hidden}, /*must_be_finite=*/true});
+      for (int64_t e = 0; e < moe.num_experts; ++e) {
+        add_feed_forward(absl::StrCat("experts.", e, "."), moe.intermediate_size);
+      }
+      if (moe.shared_intermediate_size > 0) {
+        add_feed_forward("shared.", moe.shared_intermediate_size);
+      }
+      if (moe.shared_gate) {
+        tensors.push_back({layer + "shared_gate", {1, hidden}, /*must_be_finite=*/true});
+      }
+    }
     if (config.qkv_bias) {
       add("q.bias", {q_rows});
       add("k.bias", {kv_rows});
       add("v.bias", {kv_rows});
     }
     if (config.qk_norm != QkNorm::kNone) {
-      add("q_norm", {config.head_dim});
-      add("k_norm", {config.head_dim});
+      const bool all = config.qk_norm == QkNorm::kAll;
+      add("q_norm", {all ? q_rows : config.head_dim});
+      add("k_norm", {all ? kv_rows : config.head_dim});
     }
   }
   return tensors;
 }
 
-absl::Status TensorCheckpoint::Add(const ExpectedTensor& expected, const std::string& source,
-                                   const std::string& file_name, StoredTensor tensor) {
-  if (tensor.shape != expected.shape) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(source, ": tensor ", file_name, " has shape ", ShapeText(tensor.shape),
-                     ", the configuration says ", ShapeText(expected.shape)));
+LayerTensorName SplitLayerName(const std::string& canonical) {
+  const std::vector<std::string> parts = absl::StrSplit(canonical, absl::MaxSplits('.', 2));
+  LayerTensorName name{.layer = std::stoll(parts[1]), .rest = parts[2]};
+  if (name.rest.starts_with("experts.")) {
+    const std::vector<std::string> expert = absl::StrSplit(name.rest, '.');
+    name.expert = std::stoll(expert[1]);
+    name.rest = expert[2];
+  }
+  return name;
+}
+
+absl::Status TensorCheckpoint::AddTensors() {
+  for (const ExpectedTensor& expected : ExpectedTensors(config_)) {
+    const std::vector<TensorPlace> places = PlacesOf(expected.name);
+    absl::Status added = absl::InvalidArgumentError(
+        absl::StrCat(path_, ": tensor ",
+                     absl::StrJoin(places, " is missing, and so is ",
+                                   [](std::string* out, const TensorPlace& place) {
+                                     absl::StrAppend(out, place.file_name);
+                                   }),
+                     " is missing"));
+    for (const TensorPlace& place : places) {
+      const std::optional<FileTensor> found = InFiles(place.file_name);
+      if (!found.has_value()) continue;
+      added = Add(expected, place, *found);
+      break;
+    }
+    if (!added.ok()) return added;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TensorCheckpoint::Add(const ExpectedTensor& expected, const TensorPlace& place,
+                                   const FileTensor& found) {
+  std::vector<int64_t> shape = expected.shape;
+  if (place.parts > 1) shape[0] *= place.parts;
+  if (place.experts > 0) shape.insert(shape.begin(), place.experts);
+  StoredTensor tensor = found.tensor;
+  // A matrix of one row may be stored as a vector.
+  const bool is_row =
+      shape.size() == 2 && shape[0] == 1 && tensor.shape == std::vector<int64_t>{shape[1]};
+  if (tensor.shape != shape && !is_row) {
+    return absl::InvalidArgumentError(absl::StrCat(found.path, ": tensor ", place.file_name,
+                                                   " has shape ", ShapeText(tensor.shape),
+                                                   ", the configuration says ", ShapeText(shape)));
+  }
+  if (place.experts > 0 || place.parts > 1) {
+    const kernels::StoredMatrix rows = {
+        .dtype = tensor.dtype, .rows = expected.shape[0], .cols = expected.shape[1]};
+    tensor.data += (place.expert * place.parts + place.part) * rows.size_bytes();
+    tensor.size_bytes = rows.size_bytes();
+  }
+  tensor.shape = expected.shape;
+  if (expected.must_be_finite) {
+    const kernels::StoredMatrix matrix = {
+        .dtype = tensor.dtype, .rows = tensor.shape[0], .cols = tensor.shape[1]};
+    std::vector<float> row(static_cast<size_t>(matrix.cols));
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      kernels::DecodeRow(matrix.dtype, tensor.data + r * matrix.row_bytes(), matrix.cols,
+                         row.data());
+      for (int64_t c = 0; c < matrix.cols; ++c) {
+        if (std::isfinite(row[c])) continue;
+        return absl::InvalidArgumentError(
+            absl::StrCat(found.path, ": tensor ", place.file_name, " has ", row[c], " at [", r,
+                         ", ", c, "]; weights that choose experts must be finite"));
+      }
+    }
   }
   weight_bytes_ += tensor.size_bytes;
+  used_.insert(place.file_name);
   tensors_.emplace(expected.name, std::move(tensor));
   return absl::OkStatus();
 }

@@ -1,9 +1,11 @@
 // The limits of every number in a model's configuration.
 #include "model/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/ops/moe.h"
 
 namespace verbatim::model {
 namespace {
@@ -33,7 +35,37 @@ class Checks {
   absl::Status status_;
 };
 
+void CheckExperts(const ModelConfig& config, Checks& checks) {
+  const MoeConfig& moe = config.moe;
+  checks.IntIn("the number of experts", moe.num_experts, 1, kernels::kMaxExperts);
+  checks.IntIn("the number of experts over all layers", moe.num_experts * config.num_layers, 1,
+               1 << 16);
+  checks.IntIn("the number of experts per token", moe.experts_per_token, 1,
+               std::min(moe.num_experts, kernels::kMaxExpertsPerToken));
+  checks.IntIn("the intermediate size of experts", moe.intermediate_size, 1, 1 << 20);
+  checks.IntIn("the intermediate size of the shared expert", moe.shared_intermediate_size, 0,
+               1 << 20);
+  checks.FloatIn("the scale of expert weights", moe.scale, 1e-6, 1e6);
+  checks.FloatIn("embedding_multiplier", config.embedding_multiplier, 1e-6, 1e6);
+  checks.FloatIn("attention_multiplier", config.attention_multiplier, 0, 1e6);
+  checks.FloatIn("residual_multiplier", config.residual_multiplier, 1e-6, 1e6);
+  checks.FloatIn("logits_scaling", config.logits_scaling, 1e-6, 1e6);
+}
+
 }  // namespace
+
+bool IsMoeFamily(Family family) {
+  switch (family) {
+    case Family::kMixtral:
+    case Family::kQwen2Moe:
+    case Family::kQwen3Moe:
+    case Family::kOlmoe:
+    case Family::kGraniteMoe:
+      return true;
+    default:
+      return false;
+  }
+}
 
 absl::Status ValidateConfig(const ModelConfig& config, const std::string& source) {
   Checks checks(source);
@@ -47,6 +79,7 @@ absl::Status ValidateConfig(const ModelConfig& config, const std::string& source
   checks.IntIn("max_position", config.max_position, 1, 1 << 24);
   checks.FloatIn("rms_norm_eps", config.rms_norm_eps, 1e-12, 0.1);
   checks.FloatIn("rope_theta", config.rope_theta, 1.0, 1e12);
+  if (IsMoeFamily(config.family)) CheckExperts(config, checks);
   if (!checks.status().ok()) return checks.status();
 
   if (config.num_heads % config.num_kv_heads != 0) {

@@ -19,9 +19,17 @@ namespace verbatim::model {
 // a missing, mistyped or impossible value, UNIMPLEMENTED for a model that is not supported.
 absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& directory);
 
+class JsonFields;
+
+// The fields of a mixture of experts, and Granite's multipliers, where config.family is such a
+// family. The rest of the configuration must have been read.
+void ReadHuggingFaceMoe(JsonFields& fields, ModelConfig& config);
+
 // From a GGUF file's metadata and, for the vocabulary, tied embeddings and rope_freqs.weight, its
 // tensors. Errors as above.
 absl::StatusOr<ModelConfig> ReadGgufConfig(const GgufFile& file);
+
+bool IsMoeFamily(Family family);
 
 // Checks the range of every number and how they fit together. `source` begins every error.
 absl::Status ValidateConfig(const ModelConfig& config, const std::string& source);

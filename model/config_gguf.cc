@@ -1,10 +1,12 @@
 // Reading of the model configuration in GGUF metadata. Source of the keys: the GGUF specification.
-#include <limits>
+#include <algorithm>
+#include <iterator>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/ops/block_formats.h"
 #include "model/config.h"
 
@@ -26,6 +28,9 @@ class Keys {
   double Float(const std::string& key) { return Get(file_.GetFloat(prefix_ + key)); }
   double Float(const std::string& key, double otherwise) {
     return Has(key) ? Float(key) : otherwise;
+  }
+  bool Bool(const std::string& key, bool otherwise) {
+    return Has(key) ? Get(file_.GetBool(prefix_ + key)) : otherwise;
   }
   std::string String(const std::string& key, const std::string& otherwise) {
     return Has(key) ? Get(file_.GetString(prefix_ + key)) : otherwise;
@@ -56,10 +61,82 @@ class Keys {
   absl::Status status_;
 };
 
-void RefuseOtherComputations(Keys& keys, const ModelConfig& config) {
-  for (const char* key : {"expert_count", "expert_used_count"}) {
-    if (keys.Int(key, 0) != 0) keys.Unsupported(key, "is not 0, experts are not supported");
+// GGUF architectures and what each says without a key of its own; llama is Mixtral where it has
+// experts. `normalise` is fixed by the architecture, since files do not hold it.
+struct Architecture {
+  const char* name;
+  Family family;
+  bool rope_interleaved = false;
+  bool qkv_bias = false;
+  QkNorm qk_norm = QkNorm::kNone;
+  bool normalise = true;
+};
+constexpr Architecture kArchitectures[] = {
+    {"llama", Family::kLlama, /*rope_interleaved=*/true},
+    {"qwen2", Family::kQwen2, false, /*qkv_bias=*/true},
+    {"qwen3", Family::kQwen3, false, false, QkNorm::kHead},
+    {"qwen2moe", Family::kQwen2Moe, false, true, QkNorm::kNone, /*normalise=*/false},
+    {"qwen3moe", Family::kQwen3Moe, false, false, QkNorm::kHead},
+    {"olmoe", Family::kOlmoe, false, false, QkNorm::kAll, /*normalise=*/false},
+    {"granitemoe", Family::kGraniteMoe, true},
+};
+
+// The experts of a mixture, and Granite's multipliers.
+void ReadMoe(Keys& keys, const Architecture& architecture, ModelConfig& config) {
+  const int64_t experts = keys.Int("expert_count", 0);
+  if (config.family == Family::kLlama && experts != 0) config.family = Family::kMixtral;
+  if (!IsMoeFamily(config.family)) {
+    for (const char* key : {"expert_count", "expert_used_count"}) {
+      if (keys.Int(key, 0) != 0) {
+        keys.Unsupported(key, "is not 0, this architecture has no experts");
+      }
+    }
+    return;
   }
+  MoeConfig& moe = config.moe;
+  moe.num_experts = experts;
+  moe.experts_per_token = keys.Int("expert_used_count");
+  if (experts < 1) keys.Fail("expert_count", absl::StrCat("is ", experts, ", not at least 1"));
+  if (moe.experts_per_token < 1 || moe.experts_per_token > experts) {
+    keys.Fail("expert_used_count", absl::StrCat("is ", moe.experts_per_token, ", not from 1 to ",
+                                                "expert_count ", experts));
+  }
+  if (!keys.ok()) return;
+  moe.normalise = architecture.normalise;
+  moe.intermediate_size = config.intermediate_size;
+  if (config.family == Family::kQwen2Moe) {  // without the key, all chosen experts together
+    moe.intermediate_size = config.intermediate_size / moe.experts_per_token;
+    moe.shared_intermediate_size =
+        keys.Int("expert_shared_feed_forward_length", config.intermediate_size);
+    moe.shared_gate = true;
+  } else if (config.family == Family::kGraniteMoe) {
+    moe.shared_intermediate_size = keys.Int("expert_shared_feed_forward_length", 0);
+    config.embedding_multiplier = keys.Float("embedding_scale", 1.0);
+    config.attention_multiplier = keys.Float("attention.scale", 0.0);
+    config.residual_multiplier = keys.Float("residual_scale", 1.0);
+    config.logits_scaling = keys.Float("logit_scale");
+    if (!keys.Bool("rope.scaling.finetuned", true)) {
+      keys.Unsupported("rope.scaling.finetuned", "is false: positions without rotary embedding");
+    }
+  }
+  moe.intermediate_size = keys.Int("expert_feed_forward_length", moe.intermediate_size);
+  moe.scale = keys.Float("expert_weights_scale", 1.0);
+  if (moe.scale == 0.0) moe.scale = 1.0;  // how writers say that there is none
+  if (keys.Has("expert_weights_norm") &&
+      keys.Bool("expert_weights_norm", moe.normalise) != moe.normalise) {
+    keys.Unsupported("expert_weights_norm", "is not what the architecture does");
+  }
+  if (const int64_t function = keys.Int("expert_gating_func", 1); function > 1) {
+    keys.Unsupported("expert_gating_func",
+                     absl::StrCat("is ", function, ", only 1 (softmax) is supported"));
+  }
+  for (const char* key : {"expert_group_count", "expert_group_used_count",
+                          "leading_dense_block_count", "interleave_moe_layer_step"}) {
+    if (keys.Int(key, 0) > 1) keys.Unsupported(key, "is set, which is not supported");
+  }
+}
+
+void RefuseOtherComputations(Keys& keys, const ModelConfig& config) {
   const int64_t window = keys.Int("attention.sliding_window", 0);
   if (window != 0 && window < config.max_position) {
     keys.Unsupported("attention.sliding_window",
@@ -72,8 +149,11 @@ void RefuseOtherComputations(Keys& keys, const ModelConfig& config) {
       keys.Unsupported(key, absl::StrCat("is ", value, ", not the head size ", config.head_dim));
     }
   }
-  for (const char* key : {"attention.scale", "residual_scale", "embedding_scale", "logit_scale",
-                          "attention.max_alibi_bias", "attention.clamp_kqv"}) {
+  for (const char* key : {"attention.max_alibi_bias", "attention.clamp_kqv"}) {
+    if (keys.Has(key)) keys.Unsupported(key, "is set, which is not supported");
+  }
+  if (config.family == Family::kGraniteMoe) return;
+  for (const char* key : {"attention.scale", "residual_scale", "embedding_scale", "logit_scale"}) {
     if (keys.Has(key)) keys.Unsupported(key, "is set, which is not supported");
   }
 }
@@ -141,20 +221,21 @@ absl::StatusOr<ModelConfig> ReadGgufConfig(const GgufFile& file) {
   absl::StatusOr<std::string> architecture = file.GetString("general.architecture");
   if (!architecture.ok()) return absl::InvalidArgumentError(architecture.status().message());
   ModelConfig config;
-  if (*architecture == "llama") {
-    config.family = Family::kLlama;
-    config.rope_interleaved = true;
-  } else if (*architecture == "qwen2") {
-    config.family = Family::kQwen2;
-    config.qkv_bias = true;
-  } else if (*architecture == "qwen3") {
-    config.family = Family::kQwen3;
-    config.qk_norm = QkNorm::kHead;
-  } else {
-    return absl::UnimplementedError(
-        absl::StrCat(file.path(), ": metadata general.architecture is \"",
-                     absl::CHexEscape(*architecture), "\"; supported are llama, qwen2 and qwen3"));
+  const auto* found =
+      std::find_if(std::begin(kArchitectures), std::end(kArchitectures),
+                   [&](const Architecture& candidate) { return *architecture == candidate.name; });
+  if (found == std::end(kArchitectures)) {
+    return absl::UnimplementedError(absl::StrCat(
+        file.path(), ": metadata general.architecture is \"", absl::CHexEscape(*architecture),
+        "\"; supported are ",
+        absl::StrJoin(kArchitectures, ", ", [](std::string* out, const Architecture& candidate) {
+          absl::StrAppend(out, candidate.name);
+        })));
   }
+  config.family = found->family;
+  config.rope_interleaved = found->rope_interleaved;
+  config.qkv_bias = found->qkv_bias;
+  config.qk_norm = found->qk_norm;
   if (absl::StatusOr<std::string> name = file.GetString("general.name"); name.ok()) {
     config.name = *std::move(name);
   }
@@ -177,6 +258,7 @@ absl::StatusOr<ModelConfig> ReadGgufConfig(const GgufFile& file) {
   } else {
     config.head_dim = config.hidden_size / config.num_heads;
   }
+  ReadMoe(keys, *found, config);
   RefuseOtherComputations(keys, config);
   ReadRope(keys, config);
 

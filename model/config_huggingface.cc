@@ -3,11 +3,12 @@
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <set>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "model/config.h"
+#include "model/config_fields.h"
 #include "model/strict_json.h"
 
 namespace verbatim::model {
@@ -19,102 +20,24 @@ struct Architecture {
   const char* name;
   const char* model_type;
   Family family;
+  // What the family's configuration class says where a field is absent.
+  bool kv_heads_follow_heads = false;
+  double rope_theta = 10000.0;
 };
 constexpr Architecture kArchitectures[] = {
-    {"LlamaForCausalLM", "llama", Family::kLlama},
+    {"LlamaForCausalLM", "llama", Family::kLlama, /*kv_heads_follow_heads=*/true},
     {"MistralForCausalLM", "mistral", Family::kMistral},
     {"Qwen2ForCausalLM", "qwen2", Family::kQwen2},
     {"Qwen3ForCausalLM", "qwen3", Family::kQwen3},
+    {"MixtralForCausalLM", "mixtral", Family::kMixtral, false, 1000000.0},
+    {"Qwen2MoeForCausalLM", "qwen2_moe", Family::kQwen2Moe},
+    {"Qwen3MoeForCausalLM", "qwen3_moe", Family::kQwen3Moe},
+    {"OlmoeForCausalLM", "olmoe", Family::kOlmoe, true},
+    {"GraniteMoeForCausalLM", "granitemoe", Family::kGraniteMoe, true},
+    {"GraniteMoeSharedForCausalLM", "granitemoeshared", Family::kGraniteMoe, true},
 };
 
-std::string Shown(const json& value) {
-  const std::string text = value.dump();
-  return text.size() > 80 ? text.substr(0, 77) + "..." : text;
-}
-
-// Typed access to the fields of one JSON object; the first error sticks.
-class Fields {
- public:
-  Fields(const std::string& path, const std::string& prefix, const json& object)
-      : path_(path), prefix_(prefix), object_(object) {}
-
-  const absl::Status& status() const { return status_; }
-  bool ok() const { return status_.ok(); }
-
-  void Fail(const char* field, const std::string& what) {
-    if (ok()) {
-      status_ = absl::InvalidArgumentError(absl::StrCat(path_, ": ", prefix_, field, " ", what));
-    }
-  }
-  void Unsupported(const char* field, const std::string& what) {
-    if (ok()) {
-      status_ = absl::UnimplementedError(absl::StrCat(path_, ": ", prefix_, field, " ", what));
-    }
-  }
-
-  // The value, or nullptr if the field is absent or null.
-  const json* Find(const char* field) const {
-    const auto it = object_.find(field);
-    return it == object_.end() || it->is_null() ? nullptr : &*it;
-  }
-
-  int64_t Int(const char* field, std::optional<int64_t> otherwise = std::nullopt) {
-    const json* value = Find(field);
-    if (value == nullptr) return Default<int64_t>(field, otherwise, 0);
-    if (!value->is_number_integer() ||
-        (value->is_number_unsigned() &&
-         value->get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))) {
-      Fail(field, absl::StrCat("is ", Shown(*value), ", not an integer in range"));
-      return 0;
-    }
-    return value->get<int64_t>();
-  }
-
-  double Float(const char* field, std::optional<double> otherwise = std::nullopt) {
-    const json* value = Find(field);
-    if (value == nullptr) return Default<double>(field, otherwise, 0.0);
-    if (!value->is_number()) {
-      Fail(field, absl::StrCat("is ", Shown(*value), ", not a number"));
-      return 0.0;
-    }
-    return value->get<double>();
-  }
-
-  bool Bool(const char* field, bool otherwise) {
-    const json* value = Find(field);
-    if (value == nullptr) return otherwise;
-    if (!value->is_boolean()) {
-      Fail(field, absl::StrCat("is ", Shown(*value), ", not true or false"));
-      return otherwise;
-    }
-    return value->get<bool>();
-  }
-
-  std::string String(const char* field, const std::string& otherwise) {
-    const json* value = Find(field);
-    if (value == nullptr) return otherwise;
-    if (!value->is_string()) {
-      Fail(field, absl::StrCat("is ", Shown(*value), ", not a string"));
-      return otherwise;
-    }
-    return value->get<std::string>();
-  }
-
- private:
-  template <typename T>
-  T Default(const char* field, std::optional<T> otherwise, T failed) {
-    if (otherwise.has_value()) return *otherwise;
-    Fail(field, "is missing");
-    return failed;
-  }
-
-  const std::string& path_;
-  const std::string prefix_;
-  const json& object_;
-  absl::Status status_;
-};
-
-absl::StatusOr<Family> ReadFamily(Fields& fields, const std::string& path) {
+absl::StatusOr<Architecture> ReadArchitecture(JsonFields& fields, const std::string& path) {
   const json* architectures = fields.Find("architectures");
   if (architectures == nullptr || !architectures->is_array() || architectures->size() != 1 ||
       !(*architectures)[0].is_string()) {
@@ -130,16 +53,17 @@ absl::StatusOr<Family> ReadFamily(Fields& fields, const std::string& path) {
                                              "\" but architectures says ", name));
     }
     if (!fields.ok()) return fields.status();
-    return architecture.family;
+    return architecture;
   }
-  return absl::UnimplementedError(
-      absl::StrCat(path, ": architectures has \"", absl::CHexEscape(name),
-                   "\"; supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and "
-                   "Qwen3ForCausalLM"));
+  return absl::UnimplementedError(absl::StrCat(
+      path, ": architectures has \"", absl::CHexEscape(name), "\"; supported are ",
+      absl::StrJoin(kArchitectures, ", ", [](std::string* out, const Architecture& architecture) {
+        absl::StrAppend(out, architecture.name);
+      })));
 }
 
-// Fields that, set to these values, would change the computation.
-void RefuseOtherComputations(Fields& fields, const ModelConfig& config) {
+// JsonFields that, set to these values, would change the computation.
+void RefuseOtherComputations(JsonFields& fields, const ModelConfig& config) {
   const std::string activation = fields.String("hidden_act", "silu");
   if (activation != "silu") {
     fields.Unsupported("hidden_act", absl::StrCat("is \"", absl::CHexEscape(activation),
@@ -154,9 +78,10 @@ void RefuseOtherComputations(Fields& fields, const ModelConfig& config) {
   if (fields.Float("partial_rotary_factor", 1.0) != 1.0) {
     fields.Unsupported("partial_rotary_factor", "is not 1, which is not supported");
   }
-  // Mistral always uses its window; the Qwen families only where use_sliding_window says so.
-  const bool window_used =
-      config.family == Family::kMistral ? true : fields.Bool("use_sliding_window", false);
+  // Mistral and Mixtral always use their window; the Qwen families only where use_sliding_window
+  // says so.
+  const bool always = config.family == Family::kMistral || config.family == Family::kMixtral;
+  const bool window_used = always || fields.Bool("use_sliding_window", false);
   if (window_used && fields.Find("sliding_window") != nullptr) {
     const int64_t window = fields.Int("sliding_window");
     if (fields.ok() && window < config.max_position) {
@@ -177,8 +102,9 @@ void RefuseOtherComputations(Fields& fields, const ModelConfig& config) {
 }
 
 // Both styles: "rope_theta" with "rope_scaling", and "rope_parameters" that holds all of it.
-absl::Status ReadRope(Fields& fields, const std::string& path, ModelConfig& config) {
-  config.rope_theta = fields.Float("rope_theta", 10000.0);
+absl::Status ReadRope(JsonFields& fields, const std::string& path, double otherwise,
+                      ModelConfig& config) {
+  config.rope_theta = fields.Float("rope_theta", otherwise);
   const char* name = "rope_scaling";
   const json* object = fields.Find(name);
   if (const json* parameters = fields.Find("rope_parameters"); parameters != nullptr) {
@@ -193,7 +119,7 @@ absl::Status ReadRope(Fields& fields, const std::string& path, ModelConfig& conf
     fields.Fail(name, absl::StrCat("is ", Shown(*object), ", not an object"));
     return fields.status();
   }
-  Fields scaling(path, absl::StrCat(name, "."), *object);
+  JsonFields scaling(path, absl::StrCat(name, "."), *object);
   config.rope_theta = scaling.Float("rope_theta", config.rope_theta);
   if (scaling.Float("partial_rotary_factor", 1.0) != 1.0) {
     scaling.Unsupported("partial_rotary_factor", "is not 1, which is not supported");
@@ -222,7 +148,7 @@ absl::Status ReadRope(Fields& fields, const std::string& path, ModelConfig& conf
 }
 
 // An integer, a list of integers, or nothing.
-void ReadEosIds(Fields& fields, std::vector<int32_t>& ids) {
+void ReadEosIds(JsonFields& fields, std::vector<int32_t>& ids) {
   const json* value = fields.Find("eos_token_id");
   if (value == nullptr) return;
   const json list = value->is_array() ? *value : json::array({*value});
@@ -245,14 +171,16 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& directory) 
   if (!file->is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
   }
-  Fields fields(path, "", *file);
+  JsonFields fields(path, "", *file);
   ModelConfig config;
-  absl::StatusOr<Family> family = ReadFamily(fields, path);
-  if (!family.ok()) return family.status();
-  config.family = *family;
+  absl::StatusOr<Architecture> architecture = ReadArchitecture(fields, path);
+  if (!architecture.ok()) return architecture.status();
+  const Family family = config.family = architecture->family;
   config.name = fields.String("_name_or_path", "");
-  config.qkv_bias = *family == Family::kQwen2;
-  config.qk_norm = *family == Family::kQwen3 ? QkNorm::kHead : QkNorm::kNone;
+  config.qkv_bias =
+      family == Family::kQwen2 || (family == Family::kQwen2Moe && fields.Bool("qkv_bias", true));
+  if (family == Family::kQwen3 || family == Family::kQwen3Moe) config.qk_norm = QkNorm::kHead;
+  if (family == Family::kOlmoe) config.qk_norm = QkNorm::kAll;
   config.rope_interleaved = false;
   config.tied_embeddings = fields.Bool("tie_word_embeddings", false);
 
@@ -261,14 +189,12 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& directory) 
   config.intermediate_size = fields.Int("intermediate_size");
   config.num_layers = fields.Int("num_hidden_layers");
   config.num_heads = fields.Int("num_attention_heads");
-  // Only Llama defines the absent field as "as many as heads"; the others have a number of their
-  // own.
-  config.num_kv_heads = *family == Family::kLlama
+  config.num_kv_heads = architecture->kv_heads_follow_heads
                             ? fields.Int("num_key_value_heads", config.num_heads)
                             : fields.Int("num_key_value_heads");
   config.max_position = fields.Int("max_position_embeddings");
   config.rms_norm_eps = fields.Float("rms_norm_eps");
-  if (fields.Find("head_dim") != nullptr || *family == Family::kQwen3) {
+  if (fields.Find("head_dim") != nullptr || family == Family::kQwen3) {
     config.head_dim = fields.Int("head_dim");
   } else if (fields.ok()) {
     if (config.num_heads < 1 || config.hidden_size % config.num_heads != 0) {
@@ -279,10 +205,12 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& directory) 
       config.head_dim = config.hidden_size / config.num_heads;
     }
   }
+  ReadHuggingFaceMoe(fields, config);
   RefuseOtherComputations(fields, config);
   ReadEosIds(fields, config.eos_ids);
   if (!fields.ok()) return fields.status();
-  if (absl::Status status = ReadRope(fields, path, config); !status.ok()) return status;
+  if (absl::Status status = ReadRope(fields, path, architecture->rope_theta, config); !status.ok())
+    return status;
 
   const std::string generation_path = absl::StrCat(directory, "/generation_config.json");
   absl::StatusOr<json> generation = ReadStrictJsonFile(generation_path);
@@ -290,7 +218,7 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& directory) 
     if (!generation->is_object()) {
       return absl::InvalidArgumentError(absl::StrCat(generation_path, ": not a JSON object"));
     }
-    Fields generation_fields(generation_path, "", *generation);
+    JsonFields generation_fields(generation_path, "", *generation);
     ReadEosIds(generation_fields, config.eos_ids);
     if (!generation_fields.ok()) return generation_fields.status();
   } else if (!absl::IsNotFound(generation.status())) {

@@ -335,7 +335,9 @@ TEST_F(ConfigTest, GgufOtherComputationsAreRefused) {
   };
   EXPECT_THAT(error(TinyGguf("gemma3")), HasSubstr("general.architecture is \"gemma3\""));
   EXPECT_THAT(error(TinyGguf("llama").AddU32("llama.expert_count", 8)),
-              HasSubstr("llama.expert_count"));
+              HasSubstr("llama.expert_used_count"));
+  EXPECT_THAT(error(TinyGguf("qwen3").AddU32("qwen3.expert_count", 8)),
+              HasSubstr("qwen3.expert_count is not 0"));
   EXPECT_THAT(error(TinyGguf("llama").AddU32("llama.attention.sliding_window", 64)),
               HasSubstr("llama.attention.sliding_window is 64"));
   EXPECT_TRUE(Read(TinyGguf("llama").AddU32("llama.attention.sliding_window", 128)).ok());

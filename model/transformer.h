@@ -1,11 +1,10 @@
-// The forward pass of a dense decoder-only transformer (Llama, Mistral, Qwen2, Qwen3) over a batch
-// of token rows.
+// The forward pass of a decoder-only transformer (Llama, Mistral, Qwen2 and Qwen3, and the mixtures
+// of experts Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE and Granite-MoE) over a batch of token rows.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,6 +13,9 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "model/checkpoint.h"
+#include "model/feed_forward.h"
+#include "model/forward_observer.h"
+#include "model/moe_statistics.h"
 
 namespace verbatim::model {
 
@@ -22,53 +24,22 @@ struct ForwardBatch {
   std::vector<int32_t> tokens;               // [rows], each in [0, vocab)
   std::vector<int32_t> positions;            // [rows], each in [0, max_model_len)
   std::vector<kernels::SequenceSpan> spans;  // cover all rows, in row order
+  // [rows], non-zero: the row takes its experts whatever their capacity and counts towards none;
+  // empty: no row is exempt. Rows of strong policies must be.
+  std::vector<uint8_t> capacity_exempt;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   void Clear();
-};
-
-// Operations of the forward pass whose outputs an observer sees, in the order in which a layer runs
-// them. Without query and key norms kQkNorm does not occur.
-enum class Operation : uint8_t {
-  kEmbedding,
-  kAttnNorm,
-  kQkv,
-  kQkNorm,
-  kRope,
-  kAttention,
-  kAttnOutput,  // of the attention block: product with o, plus the residual stream
-  kFfnNorm,
-  kGateUp,
-  kSwiGlu,
-  kDown,  // of the layer: product with down, plus the residual stream
-  kFinalNorm,
-  kLogits,
-};
-inline constexpr int kNumOperations = 13;
-std::string_view NameOf(Operation operation);  // "attention output gemm"
-
-// One operation's output. Embedding, final norm and logits have layer −1. Rows are those of the
-// batch, or of ComputeLogits for the last two.
-struct ObservedRows {
-  Operation operation = Operation::kEmbedding;
-  int64_t layer = -1;
-  const float* data = nullptr;  // [rows, cols], row stride `stride` elements; the backend's memory
-  int64_t rows = 0;
-  int64_t cols = 0;
-  int64_t stride = 0;
-};
-
-class ForwardObserver {
- public:
-  virtual ~ForwardObserver() = default;
-  // Called after each operation, before the next one runs.
-  virtual void OnOutput(const ObservedRows& output) = 0;
 };
 
 struct TransformerOptions {
   int64_t max_batch_rows = 512;  // rows of one Forward
   int64_t max_logit_rows = 64;   // rows of one ComputeLogits
   int64_t max_model_len = 2048;  // positions; rotary tables are built for these
+  // Mixtures of experts: in one Forward an expert takes at most ceil(factor · rows that are not
+  // exempt · experts per token / experts) of those rows (GShard, Switch). 0: no limit.
+  double moe_capacity_factor = 0;
+  kernels::CapacityOverflow moe_overflow = kernels::CapacityOverflow::kDrop;
 };
 
 // Owns weights and activations on one backend. Not thread-safe; lives on the engine's thread.
@@ -92,9 +63,17 @@ class Transformer {
 
   // The kernel that each matrix product of Forward (rows = the batch's), or of ComputeLogits with
   // that many rows, would run on: "qkv", "o", "gate_up", "down" or "lm_head" with the kernel's
-  // name, or with runs of it where layers differ ("onednn*2+bf16*28").
+  // name, or with runs of it where layers differ ("onednn*2+bf16*28"). Mixtures of experts have
+  // "router", "experts_gate_up", "experts_down", "shared_gate_up" and "shared_down"; a layer
+  // without such a matrix counts as "none".
   std::vector<std::pair<std::string, std::string>> GemmKernels(const kernels::NumericMode& mode,
                                                                int64_t rows, bool logits) const;
+
+  // Where tokens went, over all finished Forwards: an entry for each layer that is a mixture of
+  // experts, none for a dense model.
+  absl::StatusOr<std::vector<MoeStatistics>> ExpertStatistics() {
+    return feed_forward_->Statistics();
+  }
 
   // Sees every operation's output from now on; null (the default): nobody does. Must outlive its
   // use.
@@ -108,9 +87,9 @@ class Transformer {
  private:
   struct Layer {
     std::unique_ptr<kernels::Buffer> attn_norm, ffn_norm;  // [hidden]
-    std::unique_ptr<kernels::Buffer> q_norm, k_norm;       // [head_dim], Qwen3
+    std::unique_ptr<kernels::Buffer> q_norm, k_norm;       // [head_dim], or of all heads (OLMoE)
     std::unique_ptr<kernels::Buffer> qkv_bias;             // [qkv], Qwen2
-    std::unique_ptr<kernels::WeightMatrix> qkv, o, gate_up, down;
+    std::unique_ptr<kernels::WeightMatrix> qkv, o;
   };
 
   Transformer(kernels::Backend& backend, const ModelConfig& config,
@@ -118,9 +97,11 @@ class Transformer {
       : backend_(backend), config_(config), options_(options) {}
 
   absl::Status LoadLayer(const Checkpoint& checkpoint, int64_t index, Layer& layer);
+  absl::Status BuildRopeTables();
   absl::Status AllocateActivations();
   absl::Status RunLayer(int64_t index, const ForwardBatch& batch, const kernels::NumericMode& mode,
                         kernels::KvCache& cache);
+  absl::Status NormHeads(const Layer& layer, const kernels::NumericMode& mode, int64_t rows);
   absl::StatusOr<std::unique_ptr<kernels::Buffer>> Upload(const std::vector<float>& values);
 
   void Observe(Operation operation, int64_t layer, const float* data, int64_t rows, int64_t cols) {
@@ -131,17 +112,28 @@ class Transformer {
   int64_t q_size() const { return config_.num_heads * config_.head_dim; }
   int64_t kv_size() const { return config_.num_kv_heads * config_.head_dim; }
   int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
+  // Granite adds m · f(norm(x)) to the residual stream x, and embeds with a factor. The buffer x_
+  // holds x' = x / m instead, so that no operation needs to know of m: x' grows by f(norm(x)), and
+  // norm(x) with eps is norm(x') with eps / m². The division of the logits is folded into the
+  // weights of the final norm. All of these are 1 in other families, and change no bit there.
+  float embedding_scale() const {
+    return static_cast<float>(config_.embedding_multiplier / config_.residual_multiplier);
+  }
+  float residual_eps() const {
+    const double m = config_.residual_multiplier;
+    return static_cast<float>(config_.rms_norm_eps / (m * m));
+  }
 
   kernels::Backend& backend_;
   const ModelConfig config_;
   const TransformerOptions options_;
   std::vector<Layer> layers_;
+  std::unique_ptr<FeedForward> feed_forward_;
   std::unique_ptr<kernels::WeightMatrix> embed_;    // also lm_head when tied
   std::unique_ptr<kernels::WeightMatrix> lm_head_;  // null when tied
   std::unique_ptr<kernels::Buffer> final_norm_, cos_, sin_;
   // Activations, all fp32 with max_batch_rows (or max_logit_rows) rows.
-  std::unique_ptr<kernels::Buffer> tokens_, positions_, x_, normed_, qkv_, attended_, gate_up_,
-      act_;
+  std::unique_ptr<kernels::Buffer> tokens_, positions_, x_, normed_, qkv_, attended_;
   std::unique_ptr<kernels::Buffer> row_index_, gathered_, gathered_normed_, logits_;
   int64_t last_rows_ = 0;
   ForwardObserver* observer_ = nullptr;

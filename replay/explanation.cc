@@ -37,6 +37,8 @@ std::string MatrixOf(Operation operation) {
       return "qkv";
     case Operation::kAttnOutput:
       return "o";
+    case Operation::kRouter:
+      return "router";
     case Operation::kGateUp:
       return "gate_up";
     case Operation::kDown:

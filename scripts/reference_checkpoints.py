@@ -15,6 +15,9 @@ import safetensors.torch
 import torch
 from gguf import GGMLQuantizationType as Q
 
+import reference_moe
+from reference_moe import Moe
+
 SEED = 20240229
 FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -45,6 +48,9 @@ class Spec:
     # Second type for the v and down matrices, as mixed GGUF recipes have.
     second_storage: str = ""
     max_position: int = 1024
+    moe: reference_moe.Moe | None = None
+    # Changes the random weights; chosen so that no token's experts hang on a rounding error.
+    salt: str = ""
 
 
 LLAMA3_SCALING = {
@@ -92,6 +98,24 @@ SPECS = [
                 embed_storage="Q8_0"),
     _gguf_llama("Q8_0", name="gguf_qwen3_q8_0", family="qwen3", heads=3, kv_heads=1, head_dim=64,
                 theta=1000000.0, eps=1e-6, tied=False),
+    Spec("hf_mixtral", "mixtral", "hf", "BF16", 64, 2, 4, 2, 16, 56, 301, False, 1000000.0, 1e-5,
+         moe=Moe(4, 2, 56)),
+    Spec("hf_qwen2moe", "qwen2moe", "hf", "BF16", 64, 3, 4, 2, 16, 96, 303, True, 1000000.0, 1e-6,
+         moe=Moe(6, 2, 24, shared=40, normalise=False, dense=(1,))),
+    Spec("hf_qwen3moe", "qwen3moe", "hf", "BF16", 64, 3, 3, 1, 32, 72, 305, False, 1000000.0, 1e-6,
+         moe=Moe(8, 3, 24, dense=(0,))),
+    Spec("hf_olmoe", "olmoe", "hf", "BF16", 64, 2, 4, 2, 16, 32, 307, False, 10000.0, 1e-5,
+         moe=Moe(8, 2, 32, normalise=False)),
+    Spec("hf_granitemoe", "granitemoe", "hf", "BF16", 64, 2, 4, 2, 16, 40, 309, False, 10000.0, 1e-6,
+         moe=Moe(5, 2, 40, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.6,
+                 logits_scaling=1.7)),
+    Spec("hf_granitemoeshared", "granitemoeshared", "hf", "F32", 32, 2, 2, 1, 16, 24, 311, False, 10000.0, 1e-6,
+         moe=Moe(4, 2, 24, shared=36, embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.4,
+                 logits_scaling=1.7)),
+    _gguf_llama("Q4_1", name="gguf_mixtral_q4_1", family="mixtral", intermediate=64, embed_storage="Q8_0",
+                moe=Moe(6, 2, 64)),
+    _gguf_llama("Q8_0", name="gguf_qwen2moe_q8_0", family="qwen2moe", intermediate=64, theta=1000000.0, eps=1e-6,
+                moe=Moe(4, 2, 32, shared=64, normalise=False), salt="1"),
 ]
 
 
@@ -110,11 +134,12 @@ def random_weights(spec: Spec) -> dict[str, np.ndarray]:
     attention scores spread by about 2 (some positions win, none alone), every block adds about as
     much as the residual stream holds, logits spread by about 3, two residual channels are outliers.
     """
-    rng = rng_for(spec.name, "weights")
+    rng = rng_for(spec.name, "weights" + spec.salt)
     weights = {}
 
-    def matrix(name, rows, cols, gain):
-        weights[name] = (rng.standard_normal((rows, cols)) * gain / np.sqrt(cols)).astype(np.float32)
+    def matrix(name, rows, cols, gain, merged=0):
+        shape = (merged, rows, cols) if merged else (rows, cols)
+        weights[name] = (rng.standard_normal(shape) * gain / np.sqrt(cols)).astype(np.float32)
 
     def norm(name, size):
         weights[name] = (1.0 + 0.2 * rng.standard_normal(size)).astype(np.float32)
@@ -133,14 +158,20 @@ def random_weights(spec: Spec) -> dict[str, np.ndarray]:
         matrix(p + "self_attn.k_proj.weight", kv_rows, spec.hidden, 1.4)
         matrix(p + "self_attn.v_proj.weight", kv_rows, spec.hidden, 1.0)
         matrix(p + "self_attn.o_proj.weight", spec.hidden, q_rows, 1.0)
-        if spec.family == "qwen2":
+        if spec.family in ("qwen2", "qwen2moe"):
             bias(p + "self_attn.q_proj.bias", q_rows)
             bias(p + "self_attn.k_proj.bias", kv_rows)
             bias(p + "self_attn.v_proj.bias", kv_rows)
-        if spec.family == "qwen3":
+        if spec.family in ("qwen3", "qwen3moe"):
             norm(p + "self_attn.q_norm.weight", spec.head_dim)
             norm(p + "self_attn.k_norm.weight", spec.head_dim)
+        if spec.family == "olmoe":
+            norm(p + "self_attn.q_norm.weight", q_rows)
+            norm(p + "self_attn.k_norm.weight", kv_rows)
         norm(p + "post_attention_layernorm.weight", spec.hidden)
+        if spec.moe and i not in spec.moe.dense:
+            reference_moe.add_weights(spec.family, spec.moe, spec.hidden, p, matrix)
+            continue
         matrix(p + "mlp.gate_proj.weight", spec.intermediate, spec.hidden, 1.2)
         matrix(p + "mlp.up_proj.weight", spec.intermediate, spec.hidden, 1.2)
         matrix(p + "mlp.down_proj.weight", spec.hidden, spec.intermediate, 1.5)
@@ -195,7 +226,7 @@ def tokenizer_parts(vocab: int) -> tuple[list[str], list[str]]:
 def tokenizer_json(spec: Spec) -> dict:
     tokens, merges = tokenizer_parts(spec.vocab)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    if spec.family == "qwen2" or spec.family == "qwen3":
+    if spec.family.startswith("qwen"):
         first = {"type": "Split", "pattern": {"Regex": QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
         parts = [first, dict(byte_level, use_regex=False)]
     else:
@@ -220,11 +251,13 @@ def tokenizer_json(spec: Spec) -> dict:
 
 
 def hf_config(spec: Spec) -> dict:
-    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
-                    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[spec.family]
+    architecture, model_type = {
+        "llama": ("LlamaForCausalLM", "llama"), "mistral": ("MistralForCausalLM", "mistral"),
+        "qwen2": ("Qwen2ForCausalLM", "qwen2"), "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+        **reference_moe.ARCHITECTURES}[spec.family]
     dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(spec.storage, "float32")
     config = {
-        "architectures": [architecture], "model_type": spec.family,
+        "architectures": [architecture], "model_type": model_type,
         "vocab_size": spec.vocab, "hidden_size": spec.hidden, "intermediate_size": spec.intermediate,
         "num_hidden_layers": spec.layers, "num_attention_heads": spec.heads,
         "num_key_value_heads": spec.kv_heads, "max_position_embeddings": spec.max_position,
@@ -232,16 +265,18 @@ def hf_config(spec: Spec) -> dict:
         "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True,
         "bos_token_id": 0, "eos_token_id": 2,
     }
-    if spec.head_dim * spec.heads != spec.hidden or spec.family == "qwen3":
+    if spec.head_dim * spec.heads != spec.hidden or spec.family in ("qwen3", "qwen3moe"):
         config["head_dim"] = spec.head_dim
-    if spec.family in ("llama", "qwen3"):
+    if spec.family in ("llama", "qwen3", "qwen3moe", "olmoe", "granitemoe", "granitemoeshared"):
         config["attention_bias"] = False
     if spec.family == "llama":
         config["mlp_bias"] = False
     if spec.family == "mistral":
         config["sliding_window"] = None
-    if spec.family in ("qwen2", "qwen3"):
+    if spec.family.startswith("qwen"):
         config.update(use_sliding_window=False, sliding_window=None, max_window_layers=spec.layers)
+    if spec.moe:
+        config.update(reference_moe.config_fields(spec.family, spec.moe))
     if spec.new_style_config:
         config["dtype"] = dtype
         config["rope_parameters"] = dict(spec.rope_scaling or {"rope_type": "default"}, rope_theta=spec.theta)
@@ -360,7 +395,7 @@ def rope_freq_factors(spec: Spec) -> np.ndarray:
 
 
 def write_gguf(spec: Spec, path: str) -> None:
-    arch = "llama" if spec.family == "mistral" else spec.family
+    arch = "llama" if spec.family in ("mistral", "mixtral") else spec.family
     rng = rng_for(spec.name, "blocks")
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(spec.name)
@@ -378,6 +413,8 @@ def write_gguf(spec: Spec, path: str) -> None:
     if arch == "llama":
         writer.add_vocab_size(spec.vocab)
         writer.add_rope_dimension_count(spec.head_dim)
+    if spec.moe:
+        reference_moe.add_gguf_keys(writer, spec.family, spec.moe)
     tokens, merges = tokenizer_parts(spec.vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2" if spec.family.startswith("qwen") else "smollm")
@@ -388,7 +425,14 @@ def write_gguf(spec: Spec, path: str) -> None:
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHATML)
-    for name, w in random_weights(spec).items():
+    weights = random_weights(spec)
+    if spec.moe:
+        for name, w in reference_moe.to_gguf(spec.family, spec.moe, spec.layers, weights).items():
+            storage = Q.F32 if "_inp" in name else Q[spec.storage]  # routers and gates stay F32
+            data = gguf.quants.quantize(w, storage)
+            writer.add_tensor(name, data, raw_dtype=storage)
+        weights = {n: w for n, w in weights.items() if not reference_moe.is_of_mixture(n)}
+    for name, w in weights.items():
         if arch == "llama" and "q_proj" in name:
             w = permute_rows(w, spec.heads)
         if arch == "llama" and "k_proj" in name:
@@ -437,28 +481,30 @@ def load_gguf_tensors(path: str) -> dict[str, np.ndarray]:
     return {t.name: np.array(gguf.quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
 
 
-def hf_names(layers: int, family: str, tied: bool) -> list[str]:
+def hf_names(layers: int, family: str, tied: bool, moe: Moe | None) -> list[str]:
     names = ["model.embed_tokens.weight", "model.norm.weight"] + ([] if tied else ["lm_head.weight"])
     for i in range(layers):
         for stem in GGUF_NAMES:
-            if stem.endswith(("q_norm", "k_norm")) and family != "qwen3":
+            if stem.endswith(("q_norm", "k_norm")) and family != "qwen3" or moe and stem.startswith("mlp."):
                 continue
             names.append(f"model.layers.{i}.{stem}.weight")
-            if family == "qwen2" and stem.endswith(("q_proj", "k_proj", "v_proj")):
+            if family in ("qwen2", "qwen2moe") and stem.endswith(("q_proj", "k_proj", "v_proj")):
                 names.append(f"model.layers.{i}.{stem}.bias")
     return names
 
 
 def gguf_weights(path: str, family: str, layers: int, heads: int, kv_heads: int, tied: bool,
-                 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+                 moe: Moe | None = None) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """(weights under Hugging Face names and in their row order, rope_freqs or None)."""
     tensors = load_gguf_tensors(path)
     weights = {}
-    for name in hf_names(layers, family, tied):
+    if moe:
+        weights.update(reference_moe.from_gguf(family, moe, layers, tensors))
+    for name in hf_names(layers, family, tied, moe):
         w = tensors.pop(gguf_name(name))
-        if family in ("llama", "mistral") and "q_proj" in name:
+        if family in ("llama", "mistral", "mixtral") and "q_proj" in name:
             w = unpermute_rows(w, heads)
-        if family in ("llama", "mistral") and "k_proj" in name:
+        if family in ("llama", "mistral", "mixtral") and "k_proj" in name:
             w = unpermute_rows(w, kv_heads)
         weights[name] = w
     freqs = tensors.pop("rope_freqs.weight", None)
@@ -470,7 +516,7 @@ def gguf_weights(path: str, family: str, layers: int, heads: int, kv_heads: int,
 def load_weights(spec: Spec, root: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     if spec.container == "gguf":
         return gguf_weights(os.path.join(root, spec.name + ".gguf"), spec.family, spec.layers, spec.heads,
-                            spec.kv_heads, spec.tied)
+                            spec.kv_heads, spec.tied, spec.moe)
     folder = os.path.join(root, spec.name)
     weights = {}
     for file in sorted(os.listdir(folder)):

@@ -7,6 +7,7 @@ activations, and with the rounding noise from which tolerances are derived (docs
 """
 
 import contextlib
+import functools
 import math
 import types
 
@@ -14,10 +15,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from transformers.models.granitemoe import modeling_granitemoe
+from transformers.models.granitemoeshared import modeling_granitemoeshared
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
+from transformers.models.mixtral import modeling_mixtral
+from transformers.models.olmoe import modeling_olmoe
 from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen2_moe import modeling_qwen2_moe
 from transformers.models.qwen3 import modeling_qwen3
+from transformers.models.qwen3_moe import modeling_qwen3_moe
+
+import reference_moe
 
 UNIT = 2.0**-24  # unit roundoff of fp32
 CHUNK = 128  # leaf of the reduction tree
@@ -28,6 +37,13 @@ MODELS = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM, modeling_mistral),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, modeling_qwen2),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, modeling_qwen3),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM, modeling_mixtral),
+    "qwen2moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM, modeling_qwen2_moe),
+    "qwen3moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM, modeling_qwen3_moe),
+    "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, modeling_olmoe),
+    "granitemoe": (transformers.GraniteMoeConfig, transformers.GraniteMoeForCausalLM, modeling_granitemoe),
+    "granitemoeshared": (transformers.GraniteMoeSharedConfig, transformers.GraniteMoeSharedForCausalLM,
+                         modeling_granitemoeshared),
 }
 
 
@@ -61,11 +77,37 @@ class Arithmetic:
             return min(n, KV_BLOCK) + min(math.ceil(n / KV_BLOCK), KV_CUT // KV_BLOCK) + math.ceil(n / KV_CUT)
         return n
 
+    def product(self, x: torch.Tensor, w: torch.Tensor, rounds: bool = True) -> torch.Tensor:
+        """x · wᵀ in this kind's order of summation, without noise; bf16 in and out where it `rounds`."""
+        if self.kind == "bf16":
+            y = F.linear(_bf16(x), w)
+            return _bf16(y) if rounds else y
+        k = w.shape[1]
+        if self.kind == "chunk128":
+            return _tree_add([F.linear(x[..., i:i + CHUNK], w[:, i:i + CHUNK]) for i in range(0, k, CHUNK)])
+        if self.kind == "sequential":
+            y, wt = torch.zeros(*x.shape[:-1], w.shape[0], dtype=x.dtype), w.t().contiguous()
+            for i in range(k):
+                y.addcmul_(x[..., i:i + 1], wt[i])
+            return y
+        return F.linear(x, w)
+
+    def rounded(self, y: torch.Tensor) -> torch.Tensor:
+        return _bf16(y) if self.kind == "bf16" else y
+
     def jitter(self, y: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
         return y + std * torch.randn(y.shape, generator=self.generator, dtype=y.dtype)
 
 
 _arithmetic: Arithmetic | None = None  # None: transformers as it comes
+_routing: list[torch.Tensor] | None = None  # receives the routers' logits [tokens, experts] of each layer
+
+
+def _scaled_embedding(original, self, ids: torch.Tensor) -> torch.Tensor:
+    x, a = original(ids), _arithmetic
+    if a is None or not a.noisy:
+        return x
+    return a.jitter(x, UNIT * math.sqrt(2) * x.abs())  # the factor and the product are rounded
 
 
 @contextlib.contextmanager
@@ -94,13 +136,8 @@ def _linear(self, x: torch.Tensor) -> torch.Tensor:
     if a.kind == "bf16":
         y = _bf16(F.linear(_bf16(x), w, self.bias))
         return y.float() if self.role == "lm_head" else y
-    if a.kind == "chunk128":
-        y = _tree_add([F.linear(x[..., i:i + CHUNK], w[:, i:i + CHUNK]) for i in range(0, k, CHUNK)])
-        return y if self.bias is None else y + self.bias
-    if a.kind == "sequential":
-        y, wt = torch.zeros(*x.shape[:-1], w.shape[0], dtype=x.dtype), w.t().contiguous()
-        for i in range(k):
-            y.addcmul_(x[..., i:i + 1], wt[i])
+    if a.kind in ("chunk128", "sequential"):
+        y = a.product(x, w)
         return y if self.bias is None else y + self.bias
     if a.noisy:
         if self.role == "down_proj":  # x = silu(gate) * up: sigmoid within 2 ulp, two multiplies
@@ -113,7 +150,8 @@ def _linear(self, x: torch.Tensor) -> torch.Tensor:
             y = y + self.bias
             variance = variance + y * y
         if self.role in ("o_proj", "down_proj"):  # the addition to the residual stream
-            variance = variance + (self.layer.residual + y) ** 2
+            m = getattr(self.layer, "residual_multiplier", 1.0)  # Granite's stream is divided by it
+            variance = variance + ((self.layer.residual + m * y) / m) ** 2
         return a.jitter(y, UNIT * variance.sqrt())
     return F.linear(x, w, self.bias)
 
@@ -134,7 +172,8 @@ def _rms_norm(self, x: torch.Tensor) -> torch.Tensor:
     if a.noisy:  # mean, epsilon, rsqrt within 2 ulp; the sum's relative error counts by half
         scale = a.jitter(scale, UNIT * math.sqrt(0.25 * (a.norm_depth(k) + 3) + 4) * scale)
         y = x * scale * self.weight
-        return a.jitter(y, UNIT * math.sqrt(2) * y.abs())
+        # The division of Granite's logits is folded into the last norm's weights: a rounding of each.
+        return a.jitter(y, UNIT * math.sqrt(2 + self.folds) * y.abs())
     return x * scale * self.weight
 
 
@@ -227,7 +266,7 @@ def frequencies(head_dim: int, theta: float, scaling: dict | None, factors: np.n
 
 
 def build(family: str, config: dict, weights: dict[str, np.ndarray], freqs: torch.Tensor,
-          dtype: torch.dtype) -> torch.nn.Module:
+          dtype: torch.dtype, moe: reference_moe.Moe | None = None) -> torch.nn.Module:
     """A model of transformers' class with these weights, computing in `dtype` throughout."""
     _patch_attention()
     config_class, model_class, _ = MODELS[family]
@@ -238,7 +277,16 @@ def build(family: str, config: dict, weights: dict[str, np.ndarray], freqs: torc
     state = {n: torch.from_numpy(w).to(dtype) for n, w in weights.items()}
     if hf.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
+    mixtures = {}
+    for i in range(hf.num_hidden_layers if moe else 0):
+        if i not in moe.dense:
+            mixtures[i] = reference_moe.Mixture(family, moe, f"model.layers.{i}.", state)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    of_mixtures = ("block_sparse_moe.", "shared_mlp.", "mlp.gate.", "mlp.experts.", "mlp.shared_expert")
+    missing = [n for n in missing if not any(f".{int(n.split('.')[2])}.{part}" in n and int(n.split(".")[2]) in mixtures
+                                             for part in of_mixtures)]
+    if missing or unexpected:
+        raise ValueError(f"missing {missing}, unexpected {unexpected}")
     model.requires_grad_(False)
     model.eval()
     rotary = model.model.rotary_emb
@@ -249,13 +297,19 @@ def build(family: str, config: dict, weights: dict[str, np.ndarray], freqs: torc
             module.role, module.squares, module.layer = name.rsplit(".", 1)[-1], None, None
             module.forward = types.MethodType(_linear, module)
         elif type(module).__name__.endswith("RMSNorm"):
-            module.layer = None
+            module.layer, module.folds = None, 0
             module.forward = types.MethodType(_rms_norm, module)
-    for layer in model.model.layers:
+    for i, layer in enumerate(model.model.layers):
         # Plain attributes set around nn.Module's registration: the layer is not a child of its parts.
-        for part in (layer.self_attn.o_proj, layer.mlp.down_proj, layer.input_layernorm,
-                     layer.post_attention_layernorm):
+        parts = [layer.self_attn.o_proj, layer.input_layernorm, layer.post_attention_layernorm]
+        for part in parts + ([] if i in mixtures else [layer.mlp.down_proj]):
             object.__setattr__(part, "layer", layer)
+    if mixtures:
+        reference_moe.install(model, family, moe, mixtures, lambda: _arithmetic, lambda: _routing)
+    if family.startswith("granite"):
+        model.model.norm.folds = 1
+        embed = model.model.embed_tokens
+        embed.forward = types.MethodType(functools.partial(_scaled_embedding, embed.forward), embed)
     return model
 
 
@@ -265,6 +319,19 @@ def logits(model: torch.nn.Module, ids: list[int], kind: str, seed: int = 0, bat
     with arithmetic(kind, seed):
         out = model(torch.tensor([ids] * batch), use_cache=False).logits
     return out.double()
+
+
+@torch.no_grad()
+def router_logits(model: torch.nn.Module, ids: list[int], kind: str, seed: int = 0) -> list[torch.Tensor]:
+    """[tokens, experts] of each layer that is a mixture."""
+    global _routing
+    _routing = []
+    try:
+        with arithmetic(kind, seed):
+            model(torch.tensor([ids]), use_cache=False)
+        return _routing
+    finally:
+        _routing = None
 
 
 @torch.no_grad()

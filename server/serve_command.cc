@@ -50,6 +50,16 @@ std::string FamilyName(model::Family family) {
       return "qwen2";
     case model::Family::kQwen3:
       return "qwen3";
+    case model::Family::kMixtral:
+      return "mixtral";
+    case model::Family::kQwen2Moe:
+      return "qwen2_moe";
+    case model::Family::kQwen3Moe:
+      return "qwen3_moe";
+    case model::Family::kOlmoe:
+      return "olmoe";
+    case model::Family::kGraniteMoe:
+      return "granitemoe";
   }
   return "unknown";
 }

@@ -50,6 +50,22 @@ absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::CreateAltered(
     const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
     const std::function<void(model::ModelConfig&)>& alter) {
   auto runner = std::unique_ptr<ForwardRunner>(new ForwardRunner());
+  return OnCpu(std::move(runner), checkpoint_path, max_tokens, max_sequences, alter);
+}
+
+absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::CreateLimited(
+    const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
+    double moe_capacity_factor, kernels::CapacityOverflow moe_overflow) {
+  auto runner = std::unique_ptr<ForwardRunner>(new ForwardRunner());
+  runner->moe_capacity_factor_ = moe_capacity_factor;
+  runner->moe_overflow_ = moe_overflow;
+  return OnCpu(std::move(runner), checkpoint_path, max_tokens, max_sequences,
+               [](model::ModelConfig&) {});
+}
+
+absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::OnCpu(
+    std::unique_ptr<ForwardRunner> runner, const std::string& checkpoint_path, int64_t max_tokens,
+    int64_t max_sequences, const std::function<void(model::ModelConfig&)>& alter) {
   absl::StatusOr<std::unique_ptr<model::Checkpoint>> checkpoint =
       model::Checkpoint::Open(checkpoint_path);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -80,7 +96,9 @@ absl::Status ForwardRunner::Prepare(int64_t max_tokens, int64_t max_sequences) {
       model::Transformer::Load(*backend_, *checkpoint_,
                                {.max_batch_rows = max_tokens * max_sequences,
                                 .max_logit_rows = kMaxLogitRows,
-                                .max_model_len = max_tokens});
+                                .max_model_len = max_tokens,
+                                .moe_capacity_factor = moe_capacity_factor_,
+                                .moe_overflow = moe_overflow_});
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
 
@@ -114,6 +132,7 @@ void ForwardRunner::AppendSpan(model::ForwardBatch& batch, int64_t sequence, int
   for (int32_t i = 0; i < count; ++i) {
     batch.tokens.push_back(tokens[i]);
     batch.positions.push_back(first_position + i);
+    if (!exempt_.empty()) batch.capacity_exempt.push_back(exempt_[sequence] ? 1 : 0);
   }
 }
 
@@ -164,6 +183,7 @@ absl::StatusOr<std::vector<std::vector<LogitRow>>> ForwardRunner::Prefill(
         owners.push_back(s);
       }
     }
+    if (!exempt_rows_.empty()) batch.capacity_exempt = exempt_rows_;
     std::vector<LogitRow> logits;
     absl::Status status = Step(batch, mode, rows, logits);
     if (!status.ok()) return status;

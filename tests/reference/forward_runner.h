@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -40,6 +41,15 @@ class ForwardRunner {
       const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
       const std::function<void(model::ModelConfig&)>& alter);
 
+  // The same under capacity limits of the experts (model::TransformerOptions).
+  static absl::StatusOr<std::unique_ptr<ForwardRunner>> CreateLimited(
+      const std::string& checkpoint_path, int64_t max_tokens, int64_t max_sequences,
+      double moe_capacity_factor, kernels::CapacityOverflow moe_overflow);
+  // Whether the rows of each sequence are exempt from them; by default none is.
+  void set_exempt(std::vector<bool> sequences) { exempt_ = std::move(sequences); }
+  // Instead: the batch's capacity_exempt as it stands, right or wrong.
+  void set_exempt_rows(std::vector<uint8_t> rows) { exempt_rows_ = std::move(rows); }
+
   // Prefills every sequence from position 0; rows[s][p] belongs to sequences[s].positions[p].
   // chunk_tokens is the most tokens a sequence gets in one step (0: all of them); every step
   // holds one chunk of every sequence that has tokens left.
@@ -55,10 +65,14 @@ class ForwardRunner {
   bool RoundsInputs(const kernels::NumericMode& mode) const;
 
   const model::ModelConfig& config() const { return transformer_->config(); }
+  model::Transformer& transformer() { return *transformer_; }
   const model::Checkpoint& checkpoint() const { return *checkpoint_; }
 
  private:
   ForwardRunner() = default;
+  static absl::StatusOr<std::unique_ptr<ForwardRunner>> OnCpu(
+      std::unique_ptr<ForwardRunner> runner, const std::string& checkpoint_path, int64_t max_tokens,
+      int64_t max_sequences, const std::function<void(model::ModelConfig&)>& alter);
   // Everything but the checkpoint and the backend.
   absl::Status Prepare(int64_t max_tokens, int64_t max_sequences);
   absl::Status Step(const model::ForwardBatch& batch, const kernels::NumericMode& mode,
@@ -70,6 +84,10 @@ class ForwardRunner {
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<model::Transformer> transformer_;
   std::unique_ptr<kernels::KvCache> cache_;
+  double moe_capacity_factor_ = 0;
+  kernels::CapacityOverflow moe_overflow_ = kernels::CapacityOverflow::kDrop;
+  std::vector<bool> exempt_;
+  std::vector<uint8_t> exempt_rows_;
   std::vector<std::vector<int32_t>> pages_;  // [max_sequences][pages of max_tokens]
 };
 

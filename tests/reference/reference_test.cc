@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -215,10 +216,12 @@ TEST_P(ReferenceTest, Bf16InputsErrAsMuchAsExpected) {
     absl::StatusOr<std::vector<std::vector<LogitRow>>> rows = RunPrompts(run);
     ASSERT_TRUE(rows.ok()) << rows.status();
     Figures figures;
-    double expected = 0;
+    // A prompt in which the reference's rounding changed an expert errs far more than the others.
+    double expected = 0, least = std::numeric_limits<double>::infinity();
     for (size_t s = 0; s < fixture_.prompts.size(); ++s) {
       const PromptReference& p = fixture_.prompts[s];
       expected = std::max(expected, p.bf16_activations_rms);
+      least = std::min(least, p.bf16_activations_rms);
       for (size_t i = 0; i < p.positions.size(); ++i) {
         for (size_t c = 0; c < p.columns.size(); ++c) {
           Count((*rows)[s][i][p.columns[c]], p.logits[i][c], 1.0, figures);
@@ -230,7 +233,7 @@ TEST_P(ReferenceTest, Bf16InputsErrAsMuchAsExpected) {
     EXPECT_LE(figures.rms(), run.mode.policy == Policy::kPinned ? expected : 3 * expected);
     // Weights kept as F32 or F16 are multiplied in fp32 by PINNED.
     if (run.mode.policy == Policy::kThroughput) {
-      EXPECT_GE(figures.rms(), expected / 30) << "activations are not rounded";
+      EXPECT_GE(figures.rms(), least / 30) << "activations are not rounded";
     }
   }
 }
@@ -307,6 +310,32 @@ const Mistake kMistakes[] = {
     {"no_bias", "hf_qwen2.ref.json", [](model::ModelConfig& c) { c.qkv_bias = false; }},
     {"no_query_and_key_norm", "hf_qwen3.ref.json",
      [](model::ModelConfig& c) { c.qk_norm = model::QkNorm::kNone; }},
+    {"mixtral_weights_over_all_experts", "hf_mixtral.ref.json",
+     [](model::ModelConfig& c) { c.moe.normalise = false; }},
+    {"olmoe_weights_over_chosen_experts", "hf_olmoe.ref.json",
+     [](model::ModelConfig& c) { c.moe.normalise = true; }},
+    {"qwen2moe_weights_over_chosen_experts", "hf_qwen2moe.ref.json",
+     [](model::ModelConfig& c) { c.moe.normalise = true; }},
+    {"one_expert_less", "gguf_mixtral_q4_1.ref.json",
+     [](model::ModelConfig& c) { --c.moe.experts_per_token; }},
+    {"one_expert_more", "hf_qwen3moe.ref.json",
+     [](model::ModelConfig& c) { ++c.moe.experts_per_token; }},
+    {"expert_weights_larger_by_a_ten_thousandth", "hf_mixtral.ref.json",
+     [](model::ModelConfig& c) { c.moe.scale = 1.0001; }},
+    {"shared_expert_without_its_gate", "gguf_qwen2moe_q8_0.ref.json",
+     [](model::ModelConfig& c) { c.moe.shared_gate = false; }},
+    {"no_shared_expert", "hf_granitemoeshared.ref.json",
+     [](model::ModelConfig& c) { c.moe.shared_intermediate_size = 0; }},
+    {"norm_over_each_head_for_all_heads", "hf_olmoe.ref.json",
+     [](model::ModelConfig& c) { c.qk_norm = model::QkNorm::kHead; }},
+    {"granite_embedding_multiplier", "hf_granitemoe.ref.json",
+     [](model::ModelConfig& c) { c.embedding_multiplier *= 1.0001; }},
+    {"granite_attention_multiplier", "hf_granitemoe.ref.json",
+     [](model::ModelConfig& c) { c.attention_multiplier *= 1.0001; }},
+    {"granite_residual_multiplier", "hf_granitemoe.ref.json",
+     [](model::ModelConfig& c) { c.residual_multiplier *= 1.0001; }},
+    {"granite_logits_scaling", "hf_granitemoe.ref.json",
+     [](model::ModelConfig& c) { c.logits_scaling *= 1.0001; }},
 };
 
 INSTANTIATE_TEST_SUITE_P(Mistakes, MistakeTest, ::testing::ValuesIn(kMistakes),
@@ -316,7 +345,7 @@ TEST(ReferenceManifestTest, ListsFixtures) {
   absl::StatusOr<ReferenceManifest> manifest = LoadReferenceManifest(kFolder);
   ASSERT_TRUE(manifest.ok()) << manifest.status();
   EXPECT_GT(manifest->tolerance_factor, 0);
-  EXPECT_GE(manifest->fixtures.size(), 20u);
+  EXPECT_GE(manifest->fixtures.size(), 28u);
   EXPECT_FALSE(LoadReferenceFixture(kFolder, "absent.ref.json").ok());
 }
 

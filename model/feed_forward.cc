@@ -1,0 +1,304 @@
+// The feed-forward part of every layer: a SwiGLU network, or a mixture of experts.
+#include "model/feed_forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "model/load_matrix.h"
+
+namespace verbatim::model {
+namespace {
+
+using kernels::Buffer;
+using kernels::NumericMode;
+
+float* Floats(const std::unique_ptr<Buffer>& buffer) {
+  return buffer == nullptr ? nullptr : static_cast<float*>(buffer->data());
+}
+
+int32_t* Ints(const std::unique_ptr<Buffer>& buffer) {
+  return buffer == nullptr ? nullptr : static_cast<int32_t*>(buffer->data());
+}
+
+void Show(ForwardObserver* observer, Operation operation, int64_t layer, const float* data,
+          int64_t rows, int64_t cols) {
+  if (observer != nullptr) observer->OnOutput({operation, layer, data, rows, cols, cols});
+}
+
+}  // namespace
+
+NumericMode FeedForward::RouterMode(const NumericMode& mode) {
+  if (!kernels::IsStrong(mode.policy)) return {.policy = mode.policy};
+  return {.policy = kernels::Policy::kPortable};
+}
+
+absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt) {
+  if (rows < 0 || rows > options_.max_rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("feed-forward: ", rows, " rows; at most ", options_.max_rows));
+  }
+  if (!exempt.empty() && static_cast<int64_t>(exempt.size()) != rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("capacity_exempt has ", exempt.size(), " entries for ", rows, " rows"));
+  }
+  if (absl::Status counted = Count(); !counted.ok()) return counted;
+  rows_ = rows;
+  capacity_ = 0;
+  has_exempt_ = false;
+  if (num_moe_layers_ == 0 || options_.capacity_factor == 0) return absl::OkStatus();
+  const int64_t limited =
+      rows - (exempt.size() - std::count(exempt.begin(), exempt.end(), uint8_t{0}));
+  if (limited == 0) return absl::OkStatus();
+  const double capacity = std::ceil(options_.capacity_factor * static_cast<double>(limited) *
+                                    static_cast<double>(config_.moe.experts_per_token) /
+                                    static_cast<double>(config_.moe.num_experts));
+  // No expert can get more tokens than there are, so a huge factor is the same as that many.
+  capacity_ = static_cast<int64_t>(std::clamp(capacity, 1.0, static_cast<double>(limited)));
+  has_exempt_ = limited < rows;
+  if (!has_exempt_) return absl::OkStatus();
+  return backend_.CopyToDevice(exempt_->data(), exempt.data(), exempt.size());
+}
+
+absl::Status FeedForward::Run(int64_t layer, const NumericMode& mode, const float* normed, float* x,
+                              ForwardObserver* observer) {
+  const Layer& weights = layers_[layer];
+  if (weights.moe_index < 0) return RunDense(weights, layer, mode, normed, x, observer);
+  return RunMoe(weights, layer, mode, normed, x, observer);
+}
+
+absl::Status FeedForward::RunDense(const Layer& layer, int64_t index, const NumericMode& mode,
+                                   const float* normed, float* x, ForwardObserver* observer) {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t inner = config_.intermediate_size;
+  const bool round = RoundsActivations(mode);
+  absl::Status status = backend_.Gemm({.mode = mode,
+                                       .weight = layer.dense.gate_up.get(),
+                                       .tokens = rows_,
+                                       .x = normed,
+                                       .x_stride = hidden,
+                                       .y = Floats(gate_up_),
+                                       .y_stride = 2 * inner,
+                                       .round_output = round});
+  if (!status.ok()) return status;
+  Show(observer, Operation::kGateUp, index, Floats(gate_up_), rows_, 2 * inner);
+  status = backend_.SwiGlu({.mode = mode,
+                            .gate_up = Floats(gate_up_),
+                            .y = Floats(act_),
+                            .tokens = rows_,
+                            .cols = inner});
+  if (!status.ok()) return status;
+  Show(observer, Operation::kSwiGlu, index, Floats(act_), rows_, inner);
+  status = backend_.Gemm({.mode = mode,
+                          .weight = layer.dense.down.get(),
+                          .tokens = rows_,
+                          .x = Floats(act_),
+                          .x_stride = inner,
+                          .y = x,
+                          .y_stride = hidden,
+                          .residual = x,
+                          .round_output = round});
+  if (!status.ok()) return status;
+  Show(observer, Operation::kDown, index, x, rows_, hidden);
+  return absl::OkStatus();
+}
+
+absl::Status FeedForward::RunShared(const Layer& layer, const NumericMode& mode,
+                                    const float* normed) {
+  if (layer.shared.gate_up == nullptr) return absl::OkStatus();
+  const int64_t hidden = config_.hidden_size;
+  const int64_t inner = config_.moe.shared_intermediate_size;
+  const bool round = RoundsActivations(mode);
+  absl::Status status = backend_.Gemm({.mode = mode,
+                                       .weight = layer.shared.gate_up.get(),
+                                       .tokens = rows_,
+                                       .x = normed,
+                                       .x_stride = hidden,
+                                       .y = Floats(gate_up_),
+                                       .y_stride = 2 * inner,
+                                       .round_output = round});
+  if (!status.ok()) return status;
+  status = backend_.SwiGlu({.mode = mode,
+                            .gate_up = Floats(gate_up_),
+                            .y = Floats(act_),
+                            .tokens = rows_,
+                            .cols = inner});
+  if (!status.ok()) return status;
+  status = backend_.Gemm({.mode = mode,
+                          .weight = layer.shared.down.get(),
+                          .tokens = rows_,
+                          .x = Floats(act_),
+                          .x_stride = inner,
+                          .y = Floats(shared_out_),
+                          .y_stride = hidden,
+                          .round_output = round});
+  if (!status.ok() || layer.shared_gate.matrix == nullptr) return status;
+  return backend_.Gemm({.mode = RouterMode(mode),
+                        .weight = layer.shared_gate.matrix.get(),
+                        .tokens = rows_,
+                        .x = normed,
+                        .x_stride = hidden,
+                        .y = Floats(shared_gate_),
+                        .y_stride = 1});
+}
+
+int32_t* FeedForward::Experts(const Layer& layer) const {
+  return Ints(experts_) + layer.moe_index * rows_ * config_.moe.experts_per_token;
+}
+
+int32_t* FeedForward::Wanted(const Layer& layer) const {
+  if (capacity_ == 0) return nullptr;
+  return Ints(wanted_) + layer.moe_index * rows_ * config_.moe.experts_per_token;
+}
+
+absl::Status FeedForward::Route(const Layer& layer, int64_t index, const NumericMode& mode,
+                                const float* normed, ForwardObserver* observer) {
+  const MoeConfig& moe = config_.moe;
+  absl::Status status = backend_.Gemm({.mode = RouterMode(mode),
+                                       .weight = layer.router.matrix.get(),
+                                       .tokens = rows_,
+                                       .x = normed,
+                                       .x_stride = config_.hidden_size,
+                                       .y = Floats(logits_),
+                                       .y_stride = moe.num_experts});
+  if (!status.ok()) return status;
+  Show(observer, Operation::kRouter, index, Floats(logits_), rows_, moe.num_experts);
+  status = backend_.MoeRoute(
+      {.mode = mode,
+       .logits = Floats(logits_),
+       .tokens = rows_,
+       .num_experts = moe.num_experts,
+       .top_k = moe.experts_per_token,
+       .normalise = moe.normalise,
+       .scale = static_cast<float>(moe.scale),
+       .capacity = capacity_,
+       .overflow = options_.overflow,
+       .exempt = has_exempt_ ? static_cast<const uint8_t*>(exempt_->data()) : nullptr,
+       .experts = Experts(layer),
+       .wanted = Wanted(layer),
+       .weights = Floats(weights_)});
+  if (!status.ok()) return status;
+  if (observer != nullptr) status = ShowRouting(layer, index, *observer);
+  if (!status.ok()) return status;
+  return backend_.MoePermute({.experts = Experts(layer),
+                              .tokens = rows_,
+                              .num_experts = moe.num_experts,
+                              .top_k = moe.experts_per_token,
+                              .offsets = Ints(offsets_),
+                              .token_of = Ints(token_of_),
+                              .place_of = Ints(place_of_)});
+}
+
+absl::Status FeedForward::ShowRouting(const Layer& layer, int64_t index,
+                                      ForwardObserver& observer) {
+  const size_t slots = static_cast<size_t>(rows_ * config_.moe.experts_per_token);
+  host_experts_.resize(slots);
+  host_wanted_.resize(slots);
+  host_weights_.resize(slots);
+  absl::Status status =
+      backend_.CopyToHost(host_experts_.data(), Experts(layer), slots * sizeof(int32_t));
+  if (capacity_ != 0) {
+    status.Update(backend_.CopyToHost(host_wanted_.data(), Wanted(layer), slots * sizeof(int32_t)));
+  }
+  status.Update(backend_.CopyToHost(host_weights_.data(), weights_->data(), slots * sizeof(float)));
+  if (!status.ok()) return status;
+  observer.OnRouting({.layer = index,
+                      .tokens = rows_,
+                      .top_k = config_.moe.experts_per_token,
+                      .num_experts = config_.moe.num_experts,
+                      .experts = host_experts_.data(),
+                      .wanted = capacity_ != 0 ? host_wanted_.data() : host_experts_.data(),
+                      .weights = host_weights_.data()});
+  return absl::OkStatus();
+}
+
+absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const NumericMode& mode,
+                                 const float* normed, float* x, ForwardObserver* observer) {
+  const MoeConfig& moe = config_.moe;
+  const int64_t hidden = config_.hidden_size;
+  const int64_t inner = moe.intermediate_size;
+  const int64_t places = rows_ * moe.experts_per_token;
+  const bool round = RoundsActivations(mode);
+  absl::Status status = Route(layer, index, mode, normed, observer);
+  if (!status.ok()) return status;
+  // Before the experts, whose working memory it shares.
+  status = RunShared(layer, mode, normed);
+  if (!status.ok()) return status;
+  status = backend_.GroupedGemm({.mode = mode,
+                                 .weights = layer.gate_up,
+                                 .offsets = Ints(offsets_),
+                                 .max_places = places,
+                                 .x = normed,
+                                 .x_rows = rows_,
+                                 .x_stride = hidden,
+                                 .rows = Ints(token_of_),
+                                 .y = Floats(gate_up_),
+                                 .y_stride = 2 * inner,
+                                 .round_output = round});
+  if (!status.ok()) return status;
+  // Places without a token, where slots were lost, hold what was there before; nobody reads them.
+  status = backend_.SwiGlu({.mode = mode,
+                            .gate_up = Floats(gate_up_),
+                            .y = Floats(act_),
+                            .tokens = places,
+                            .cols = inner});
+  if (!status.ok()) return status;
+  status = backend_.GroupedGemm({.mode = mode,
+                                 .weights = layer.down,
+                                 .offsets = Ints(offsets_),
+                                 .max_places = places,
+                                 .x = Floats(act_),
+                                 .x_rows = places,
+                                 .x_stride = inner,
+                                 .y = Floats(expert_rows_),
+                                 .y_stride = hidden,
+                                 .round_output = round});
+  if (!status.ok()) return status;
+  status = backend_.MoeCombine(
+      {.mode = mode,
+       .expert_rows = Floats(expert_rows_),
+       .place_of = Ints(place_of_),
+       .weights = Floats(weights_),
+       .tokens = rows_,
+       .top_k = moe.experts_per_token,
+       .cols = hidden,
+       .shared = layer.shared.down != nullptr ? Floats(shared_out_) : nullptr,
+       .shared_gate = layer.shared_gate.matrix != nullptr ? Floats(shared_gate_) : nullptr,
+       .residual = x,
+       .y = x,
+       .round_output = round});
+  if (!status.ok()) return status;
+  Show(observer, Operation::kDown, index, x, rows_, hidden);
+  return absl::OkStatus();
+}
+
+absl::Status FeedForward::Count() {
+  const size_t slots =
+      static_cast<size_t>(pending_rows_ * config_.moe.experts_per_token);  // of a layer
+  const size_t all = slots * static_cast<size_t>(num_moe_layers_);
+  pending_rows_ = 0;
+  if (all == 0) return absl::OkStatus();
+  const bool limited = capacity_ != 0;  // of that step: Begin counts before it looks at the next
+  host_experts_.resize(all);
+  host_wanted_.resize(limited ? all : 0);
+  absl::Status status =
+      backend_.CopyToHost(host_experts_.data(), experts_->data(), all * sizeof(int32_t));
+  if (limited) {
+    status.Update(backend_.CopyToHost(host_wanted_.data(), wanted_->data(), all * sizeof(int32_t)));
+  }
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < statistics_.size(); ++i) {
+    absl::Span<const int32_t> wanted;
+    if (limited) wanted = absl::MakeSpan(host_wanted_).subspan(i * slots, slots);
+    statistics_[i].Count(absl::MakeSpan(host_experts_).subspan(i * slots, slots), wanted,
+                         config_.moe.experts_per_token);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<MoeStatistics>> FeedForward::Statistics() {
+  if (absl::Status counted = Count(); !counted.ok()) return counted;
+  return statistics_;
+}
+
+}  // namespace verbatim::model

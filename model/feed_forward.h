@@ -1,0 +1,119 @@
+// The feed-forward part of every layer: a SwiGLU network, or a mixture of experts with or without
+// a shared one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/forward_observer.h"
+#include "model/moe_statistics.h"
+
+namespace verbatim::model {
+
+struct FeedForwardOptions {
+  int64_t max_rows = 0;
+  double capacity_factor = 0;  // 0: no limit
+  kernels::CapacityOverflow overflow = kernels::CapacityOverflow::kDrop;
+};
+
+// Owns the weights of all layers and the working memory, which is allocated at load.
+class FeedForward {
+ public:
+  // Packs the weights. The checkpoint must outlive the result.
+  static absl::StatusOr<std::unique_ptr<FeedForward>> Load(kernels::Backend& backend,
+                                                           const Checkpoint& checkpoint,
+                                                           const FeedForwardOptions& options);
+
+  // Before the first layer of a step of `rows` rows. `exempt` is empty (no row is) or [rows]. The
+  // capacity of an expert is ceil(capacity_factor · limited · experts per token / experts), limited
+  // being the rows that are not exempt.
+  absl::Status Begin(int64_t rows, absl::Span<const uint8_t> exempt);
+  // x += the layer's function of `normed`; both [rows, hidden], contiguous.
+  absl::Status Run(int64_t layer, const kernels::NumericMode& mode, const float* normed, float* x,
+                   ForwardObserver* observer);
+  // After the last layer; the step now counts in the statistics.
+  void End() { pending_rows_ = rows_; }
+
+  // As Transformer::GemmKernels.
+  std::vector<std::pair<std::string, std::string>> GemmKernels(const kernels::NumericMode& mode,
+                                                               int64_t rows) const;
+  // One entry for each layer that is a mixture of experts.
+  absl::StatusOr<std::vector<MoeStatistics>> Statistics();
+  int64_t weight_bytes() const;
+
+ private:
+  struct Network {
+    std::unique_ptr<kernels::WeightMatrix> gate_up, down;
+  };
+  // A matrix decoded to F32, with the values that the packed one may keep reading.
+  struct DecodedMatrix {
+    std::vector<float> values;
+    std::unique_ptr<kernels::WeightMatrix> matrix;
+  };
+  struct Layer {
+    Network dense;  // null matrices in a mixture of experts
+    DecodedMatrix router, shared_gate;
+    std::vector<Network> experts;
+    std::vector<const kernels::WeightMatrix*> gate_up, down;  // of the experts
+    Network shared;
+    int64_t moe_index = -1;  // among the mixtures; −1: the layer is dense
+  };
+
+  FeedForward(kernels::Backend& backend, const ModelConfig& config,
+              const FeedForwardOptions& options)
+      : backend_(backend), config_(config), options_(options) {}
+
+  // The router and the shared expert's gate compute in fp32 on every device: under a strong policy
+  // as PORTABLE does, which on a CPU is PINNED's own arithmetic for F32 weights.
+  static kernels::NumericMode RouterMode(const kernels::NumericMode& mode);
+  absl::Status LoadLayer(const Checkpoint& checkpoint, int64_t index);
+  absl::Status LoadNetwork(const Checkpoint& checkpoint, const std::string& prefix,
+                           Network& network);
+  absl::Status LoadDecoded(const Checkpoint& checkpoint, const std::string& name,
+                           DecodedMatrix& decoded);
+  absl::Status Allocate();
+  absl::Status RunDense(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
+                        const float* normed, float* x, ForwardObserver* observer);
+  absl::Status RunMoe(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
+                      const float* normed, float* x, ForwardObserver* observer);
+  // Fills shared_out_ and shared_gate_.
+  absl::Status RunShared(const Layer& layer, const kernels::NumericMode& mode, const float* normed);
+  absl::Status Route(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
+                     const float* normed, ForwardObserver* observer);
+  absl::Status ShowRouting(const Layer& layer, int64_t index, ForwardObserver& observer);
+  // Adds the last finished step to the statistics.
+  absl::Status Count();
+  int32_t* Experts(const Layer& layer) const;
+  int32_t* Wanted(const Layer& layer) const;  // null without capacity
+
+  kernels::Backend& backend_;
+  const ModelConfig config_;
+  const FeedForwardOptions options_;
+  std::vector<Layer> layers_;
+  int64_t num_moe_layers_ = 0;
+  // Working memory. Rows are those of the batch, or slots of (row, expert of the row).
+  std::unique_ptr<kernels::Buffer> gate_up_, act_;
+  std::unique_ptr<kernels::Buffer> logits_, weights_, shared_out_, shared_gate_, expert_rows_;
+  std::unique_ptr<kernels::Buffer> offsets_, token_of_, place_of_, exempt_;
+  std::unique_ptr<kernels::Buffer> experts_, wanted_;  // [mixtures, rows of the step, top_k]
+  // The step at hand.
+  int64_t rows_ = 0;
+  int64_t capacity_ = 0;
+  bool has_exempt_ = false;
+  // The step that finished and is not counted yet: its experts are fetched when the next one begins
+  // or when somebody asks, so that no step waits for them.
+  int64_t pending_rows_ = 0;
+  std::vector<int32_t> host_experts_, host_wanted_;
+  std::vector<float> host_weights_;
+  std::vector<MoeStatistics> statistics_;
+};
+
+}  // namespace verbatim::model
