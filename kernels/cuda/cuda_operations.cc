@@ -49,6 +49,7 @@ absl::Status CudaBackend::Embedding(const EmbeddingParams& params) {
                                     .cols = table->cols(),
                                     .tokens = params.tokens,
                                     .num_tokens = params.num_tokens,
+                                    .scale = params.scale,
                                     .y = params.y,
                                     .round = Rounds(params.mode),
                                     .fault = fault()},
