@@ -130,10 +130,8 @@ absl::Status CudaBackend::GroupedGemm(const GroupedGemmParams& params) {
   if (params.offsets == nullptr || params.x == nullptr || params.y == nullptr) {
     return absl::InvalidArgumentError("GroupedGemm: offsets, x or y is missing");
   }
-  if (params.x_rows < 1 || (params.rows == nullptr && params.x_rows < params.max_places)) {
-    return absl::InvalidArgumentError(absl::StrCat("GroupedGemm: x_rows ", params.x_rows, " for ",
-                                                   params.max_places, " places",
-                                                   params.rows == nullptr ? " without rows" : ""));
+  if (params.x_rows < 1 || params.x_rows > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat("GroupedGemm: x_rows ", params.x_rows));
   }
   if ((params.x_rows > 1 && params.x_stride < k) ||
       (params.max_places > 1 && params.y_stride < n)) {
@@ -199,8 +197,9 @@ absl::Status CudaBackend::GroupedGemmOnMatrixUnits(const GroupedGemmParams& para
   if (whole) {
     rounding.places.rows = nullptr;
     status = runtime::LaunchStatus("GroupedGemm", LaunchRoundRows(rounding, stream_));
-  } else {
-    args.places.rows = nullptr;
+  } else if (params.rows != nullptr) {
+    args.places.rows = nullptr;  // gathered by the rounding
+    args.places.x_rows = params.max_places;
   }
   args.rounded_x = workspace_->data();
   for (int64_t first = 0; first < params.max_places && status.ok(); first += slice) {

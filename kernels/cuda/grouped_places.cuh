@@ -62,10 +62,10 @@ __device__ __forceinline__ void CheckPlaces(const GroupedPlaces& places, int thr
   for (int32_t e = thread; e < places.num_experts; e += threads) {
     bad = bad || places.offsets[e] > places.offsets[e + 1];
   }
-  int64_t used = places.offsets[places.num_experts];
-  bad = bad || used > places.max_places;
+  const int64_t all = places.offsets[places.num_experts];
+  bad = bad || all > places.max_places || (places.rows == nullptr && all > places.x_rows);
   if (places.rows != nullptr) {
-    used = used < places.max_places ? used : places.max_places;
+    const int64_t used = all < places.max_places ? all : places.max_places;
     for (int64_t p = thread; p < used; p += threads) {
       bad = bad || places.rows[p] < 0 || places.rows[p] >= places.x_rows;
     }
@@ -75,8 +75,7 @@ __device__ __forceinline__ void CheckPlaces(const GroupedPlaces& places, int thr
 
 // The row of x at a place; −1 if there is none.
 __device__ __forceinline__ int64_t RowAt(const GroupedPlaces& places, int32_t place) {
-  if (places.rows == nullptr) return place;
-  const int32_t row = places.rows[place];
+  const int32_t row = places.rows != nullptr ? places.rows[place] : place;
   return row >= 0 && row < places.x_rows ? row : -1;
 }
 
