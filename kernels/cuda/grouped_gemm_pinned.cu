@@ -20,10 +20,11 @@ __global__ void RoundRowsKernel(RoundRowsArgs args) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRoundThreads + threadIdx.x;
   if (i >= args.num_rows * segments) return;
   const int64_t place = args.first_row + i / segments;
-  const bool exists =
-      args.places.rows == nullptr || place < args.places.offsets[args.places.num_experts];
+  // Rows of unused places are not to be looked at.
+  const bool gathers = args.places.rows != nullptr;
+  const bool exists = !gathers || place < args.places.offsets[args.places.num_experts];
   const int64_t row = exists ? RowAt(args.places, static_cast<int32_t>(place)) : -1;
-  if (exists && row < 0) AtomicOr(args.places.fault, kFaultPlace);
+  if (gathers && exists && row < 0) AtomicOr(args.places.fault, kFaultPlace);
   static_cast<uint4*>(args.rounded)[i] =
       RoundedSegment(row >= 0 ? args.x + row * args.x_stride : nullptr, i % segments, args.cols);
 }

@@ -137,6 +137,7 @@ TEST_F(MoeTest, OrdersEqualLogitsInfinitiesAndNan) {
 // Half of the rows want the same experts, so that places run out in the middle of a warp's rows.
 TEST_F(MoeTest, HandsOutLimitedPlacesInOrder) {
   for (int64_t experts : {2, 8, 70}) {
+    if (test_device::Slow() && experts > 8) continue;
     const int64_t tokens = 75, top_k = experts == 2 ? 2 : 4;
     std::vector<float> logits = RandomFloats(tokens * experts, 52);
     for (int64_t t = 0; t < tokens; t += 2) {
@@ -148,7 +149,7 @@ TEST_F(MoeTest, HandsOutLimitedPlacesInOrder) {
     for (int64_t t = 0; t < tokens; ++t) exempt[t] = t % 7 == 3 || (t > 40 && t < 50) ? 200 : 0;
     for (int64_t capacity : {1, 3, 20, 36, 75}) {
       for (CapacityOverflow overflow : {CapacityOverflow::kDrop, CapacityOverflow::kNext}) {
-        for (int variant = 0; variant < 4; ++variant) {
+        for (int variant : {static_cast<int>(capacity % 2), capacity > 20 ? 2 : 3}) {
           SCOPED_TRACE(absl::StrCat(experts, " experts, capacity ", capacity, ", overflow ",
                                     static_cast<int>(overflow), ", variant ", variant));
           const Routing routing{.logits = logits,
