@@ -317,6 +317,15 @@ TEST_F(GroupedGemmTest, TablesAreThoseOfTheMatricesGiven) {
   const Case a{.experts = AsExperts(first), .counts = {1, 2, 3}, .x_rows = 4};
   const Case b{.experts = AsExperts(second), .counts = {1, 2, 3}, .x_rows = 4};
   const std::vector<float> expected_a = Run(*cpu_, a), expected_b = Run(*cpu_, b);
+  // With the bf16 copies in between.
+  const Case pinned{
+      .experts = AsExperts(first), .counts = {1, 2, 3}, .x_rows = 4, .mode = kPinnedMode};
+  {
+    const Matrices loaded = Load(*cuda_, a);
+    EXPECT_TRUE(SameBits(expected_a, Run(*cuda_, a, loaded)));
+    EXPECT_TRUE(SameBits(Alone(*cuda_, pinned, loaded), Run(*cuda_, pinned, loaded)));
+    EXPECT_TRUE(SameBits(expected_a, Run(*cuda_, a, loaded)));
+  }
   {
     const Matrices loaded_a = Load(**small, a), loaded_b = Load(**small, b);
     for (int i = 0; i < 3; ++i) {
