@@ -47,8 +47,11 @@ class WeightMatrix {
 };
 
 struct LoadMatrixOptions {
-  bool for_gemm = true;        // will be used by Gemm
+  bool for_gemm = true;        // will be used by Gemm or GroupedGemm
   bool for_embedding = false;  // will be used by Embedding
+  // Will be used by GroupedGemm, with for_gemm: one of many that share a step's tokens. No second
+  // copy is made for large products: few tokens would profit, all experts' memory would be spent.
+  bool for_experts = false;
 };
 
 class Backend {

@@ -8,6 +8,8 @@ mkdir -p "$out"
 
 echo "== matrix products: tree against oneDNN"
 build/cpu/bench/gemm_bench --json="$out/gemm.json"
+echo "== mixture of experts against the dense layer of its active width"
+build/cpu/bench/moe_bench --json="$out/moe.json"
 echo "== attention: strong against throughput kernels"
 build/cpu/bench/attention_bench --json="$out/attention.json"
 echo "== scheduler"

@@ -7,7 +7,7 @@ packages=(
   libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev
   libabsl-dev libdnnl-dev librandom123-dev libpcre2-dev libutf8proc-dev nlohmann-json3-dev libssl-dev
   libboost-context-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev
   python3 python3-pip unzip
 )
 # Only ./run lint and ./run format need these.

@@ -108,6 +108,23 @@ TEST_F(EmbeddingTest, LooksRowsUp) {
   }
 }
 
+TEST_F(EmbeddingTest, ScalesByOneMultiplication) {
+  const std::vector<int32_t> tokens = {39, 0, 7};
+  std::vector<float> y;
+  EmbeddingParams params = Params(tokens, &y);
+  params.scale = 0.3f;
+  ASSERT_TRUE(backend_->Embedding(params).ok());
+  for (size_t i = 0; i < y.size(); ++i) {
+    EXPECT_EQ(y[i], 0.3f * table_[tokens[i / kHidden] * kHidden + i % kHidden]);
+  }
+  params.mode = {Policy::kThroughput, ActivationType::kBF16};
+  ASSERT_TRUE(backend_->Embedding(params).ok());
+  for (size_t i = 0; i < y.size(); ++i) {
+    EXPECT_EQ(y[i],
+              numerics::RoundToBf16(0.3f * table_[tokens[i / kHidden] * kHidden + i % kHidden]));
+  }
+}
+
 TEST_F(EmbeddingTest, RefusesTokensOutsideTheTable) {
   std::vector<float> y;
   for (int32_t bad : {-1, 40, INT32_MAX}) {

@@ -40,6 +40,9 @@ absl::Status Embedding(const CpuContext& context, const EmbeddingParams& params)
     for (int64_t i = range.begin; i < range.end; ++i) {
       float* y = params.y + i * cols;
       DecodeEmbeddingRow(*table, params.tokens[i], y);
+      if (params.scale != 1.0f) {
+        for (int64_t c = 0; c < cols; ++c) y[c] = params.scale * y[c];
+      }
       if (!round) continue;
       for (int64_t c = 0; c < cols; ++c) y[c] = numerics::RoundToBf16(y[c]);
     }

@@ -174,8 +174,11 @@ void GemmOf(const PanelRun& run) {
   }
   constexpr int64_t kBlockTiles = kBlockRows / kBf16TileRows;
   const int64_t tiles = Bf16Tiles(run.tokens);
-  for (int64_t tile = 0; tile < tiles; tile += kBlockTiles) {
-    const int count = static_cast<int>(std::min(kBlockTiles, tiles - tile));
+  // Even blocks: a last one of few tiles would pay as much for decoding.
+  const int64_t blocks = (tiles + kBlockTiles - 1) / kBlockTiles;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t tile = tiles * block / blocks;
+    const int count = static_cast<int>(tiles * (block + 1) / blocks - tile);
     Block<kDType>(run, tile, count, Bf16TileOf(run.tokens, tile).row).Run();
   }
 }

@@ -167,6 +167,23 @@ TEST(LibraryCopyTest, IsCountedAndMadeWhenAsked) {
   EXPECT_LT((*eager)->size_bytes(), panels_only + 128 * 64 * 4);
 }
 
+TEST(LibraryCopyTest, IsNeverMadeOfExperts) {
+  ThreadPool pool(2);
+  const CpuContext context{&pool, DetectIsa()};
+  const TestMatrix m = RandomMatrix(DType::kQ8_0, 128, 64, 1);
+  GemmOptions options;
+  options.library_copies = GemmOptions::LibraryCopies::kAtLoad;
+  options.library_min_tokens = 1;
+  auto packed = PackMatrix(context, {m.stored}, {.for_experts = true}, options);
+  ASSERT_TRUE(packed.ok());
+  EXPECT_EQ((*packed)->size_bytes(), m.bytes.size());
+  const NumericMode mode{Policy::kThroughput, ActivationType::kF32};
+  EXPECT_NE(GemmKernel(context, mode, **packed, 500), "onednn");
+  auto dense = PackMatrix(context, {m.stored}, {}, options);
+  ASSERT_TRUE(dense.ok());
+  EXPECT_EQ(GemmKernel(context, mode, **dense, 500), "onednn");
+}
+
 // More shapes than the cache of primitives holds, then the first again.
 TEST(LibraryCopyTest, OutlivesItsCacheOfPrimitives) {
   ThreadPool pool(1);

@@ -100,6 +100,9 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
   matrix->parts_.assign(parts.begin(), parts.end());
   matrix->load_options_ = load_options;
   matrix->gemm_options_ = gemm_options;
+  if (load_options.for_experts) {
+    matrix->gemm_options_.library_copies = GemmOptions::LibraryCopies::kNever;
+  }
   for (const StoredMatrix& part : parts) matrix->rows_ += part.rows;
   if (!load_options.for_gemm) return matrix;
 
@@ -149,7 +152,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
       }
     }
   });
-  if (gemm_options.library_copies == GemmOptions::LibraryCopies::kAtLoad) {
+  if (matrix->gemm_options_.library_copies == GemmOptions::LibraryCopies::kAtLoad) {
     auto copy = matrix->LibraryCopy(context, gemm_options.library_copies_at_load);
     if (!copy.ok()) return copy.status();
   }

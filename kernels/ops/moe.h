@@ -14,10 +14,10 @@
 // Capacity (GShard, Lepikhin et al. 2020; Switch, Fedus et al. 2021): an expert takes at most
 // `capacity` tokens. Slots are handed out rank by rank, within a rank in row order. A token whose
 // expert is full loses that slot (kDrop: its share of the output is missing, the other weights stay
-// as they were), or takes its next expert in the order that is neither full nor its own already
-// (kNext; weights are those of the experts it ends with; a slot is lost when there is none, and
-// counts in S with the expert it was for). Exempt rows take their experts first, count towards no
-// capacity and lose nothing.
+// as they were), or takes the first expert of its order that is neither full nor its own already
+// (kNext: a later slot whose expert it took so does the same; weights are those of the experts it
+// ends with; a slot is lost when there is none, and counts in S with the expert it was for). Exempt
+// rows take their experts first, count towards no capacity and lose nothing.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,2 @@
+// Mixture-of-experts kernels in plain C++.
+#include "kernels/cpu/moe.inc"
