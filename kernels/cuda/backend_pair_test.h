@@ -62,9 +62,10 @@ class Arrays {
   }
   // An array of NaN.
   float* Poisoned(size_t count) { return Put(std::vector<float>(count, std::nanf(""))); }
-  std::vector<float> Get(const float* data, size_t count) {
-    std::vector<float> values(count);
-    const absl::Status status = backend_.CopyToHost(values.data(), data, count * sizeof(float));
+  template <class T>
+  std::vector<T> Get(const T* data, size_t count) {
+    std::vector<T> values(count);
+    const absl::Status status = backend_.CopyToHost(values.data(), data, count * sizeof(T));
     EXPECT_TRUE(status.ok()) << status;
     return values;
   }

@@ -39,6 +39,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     if (!buffer.ok()) return buffer.status();
     *wanted.buffer = *std::move(buffer);
   }
+  absl::StatusOr<std::unique_ptr<ExpertTables>> expert_tables =
+      ExpertTables::Create(options.expert_table_bytes, *backend->uploader_);
+  if (!expert_tables.ok()) return expert_tables.status();
+  backend->expert_tables_ = *std::move(expert_tables);
   absl::StatusOr<std::unique_ptr<PinnedBuffer>> fault_copy = PinnedBuffer::Create(sizeof(uint32_t));
   if (!fault_copy.ok()) return fault_copy.status();
   backend->fault_copy_ = *std::move(fault_copy);
@@ -122,6 +126,12 @@ absl::Status CudaBackend::TakeFault() {
   if ((bits & kFaultRowIndex) != 0)
     absl::StrAppend(&what, " GatherRows: an index is out of range;");
   if ((bits & kFaultPosition) != 0) absl::StrAppend(&what, " Rope: a position is negative;");
+  if ((bits & kFaultExpert) != 0) {
+    absl::StrAppend(&what, " MoePermute: an expert is out of range;");
+  }
+  if ((bits & kFaultPlace) != 0) {
+    absl::StrAppend(&what, " GroupedGemm or MoeCombine: an offset, row or place is out of range;");
+  }
   what.pop_back();
   return absl::InvalidArgumentError(absl::StrCat("cuda:", what));
 }

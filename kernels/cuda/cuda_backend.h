@@ -16,6 +16,7 @@
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/cuda_sampler.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/expert_tables.h"
 #include "kernels/cuda/runtime.h"
 
 namespace verbatim::kernels::cuda {
@@ -28,6 +29,8 @@ struct CudaBackendOptions {
   size_t workspace_bytes = size_t{256} << 20;
   // Page tables and rows of one batch.
   size_t table_bytes = size_t{16} << 20;
+  // Which weights the experts of every layer have: 64 bytes for each expert and product.
+  size_t expert_table_bytes = size_t{4} << 20;
   size_t staging_slot_bytes = size_t{4} << 20;
   // Logits that sampling changes, and the lists (bias, penalties, most probable tokens) of its
   // rows.
@@ -83,6 +86,8 @@ class CudaBackend final : public Backend {
   // that waits do so, because the engine's thread need not be the one that created the backend.
   absl::Status Enter();
   absl::Status GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight, bool round);
+  absl::Status GroupedGemmOnMatrixUnits(const GroupedGemmParams& params, GroupedGemmArgs args,
+                                        absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
   // What the kernels' fault word says, as a status; the word is cleared.
   absl::Status TakeFault();
@@ -94,6 +99,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Uploader> uploader_;
   std::unique_ptr<DeviceBuffer> fault_, workspace_, kv_tables_, attention_tables_;
   std::unique_ptr<PinnedBuffer> fault_copy_;
+  std::unique_ptr<ExpertTables> expert_tables_;
   std::unique_ptr<CudaSampler> sampler_;
   // Every layer of a step asks with the same spans: the tables are built and uploaded once.
   SpanMemory kv_spans_, attention_spans_;

@@ -2,6 +2,7 @@
 #include "kernels/cuda/cuda_matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <utility>
 
@@ -38,7 +39,18 @@ absl::Status CheckParts(absl::Span<const StoredMatrix> parts) {
   return absl::OkStatus();
 }
 
+std::atomic<uint64_t> generation{0};
+
 }  // namespace
+
+CudaMatrix::CudaMatrix(int64_t rows, int64_t cols, const LoadMatrixOptions& options)
+    : rows_(rows), cols_(cols), options_(options) {
+  generation.fetch_add(1);
+}
+
+CudaMatrix::~CudaMatrix() { generation.fetch_add(1); }
+
+uint64_t CudaMatrix::Generation() { return generation.load(); }
 
 absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> run,
                                                  int64_t first_row, bool as_bf16,

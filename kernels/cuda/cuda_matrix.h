@@ -20,6 +20,11 @@ class CudaMatrix final : public WeightMatrix {
   static absl::StatusOr<std::unique_ptr<CudaMatrix>> Load(absl::Span<const StoredMatrix> parts,
                                                           const LoadMatrixOptions& options,
                                                           bool with_bf16, Uploader& uploader);
+  ~CudaMatrix() override;
+
+  // Changes whenever a matrix comes into being or goes: while it is the same, so is what a pointer
+  // to one points to.
+  static uint64_t Generation();
 
   int64_t rows() const override { return rows_; }
   int64_t cols() const override { return cols_; }
@@ -32,8 +37,7 @@ class CudaMatrix final : public WeightMatrix {
   absl::Span<const PackedPart> bf16_parts() const { return bf16_parts_; }
 
  private:
-  CudaMatrix(int64_t rows, int64_t cols, const LoadMatrixOptions& options)
-      : rows_(rows), cols_(cols), options_(options) {}
+  CudaMatrix(int64_t rows, int64_t cols, const LoadMatrixOptions& options);
   absl::StatusOr<PackedPart> UploadRun(absl::Span<const StoredMatrix> run, int64_t first_row,
                                        bool as_bf16, Uploader& uploader);
 

@@ -16,6 +16,15 @@ bool Rounds(const NumericMode& mode) {
   return !IsStrong(mode.policy) && mode.activations == ActivationType::kBF16;
 }
 
+// Whether a product is one of fp32 values in the tree's order. In THROUGHPUT too where fp32 is
+// asked for and stored: a router's logits decide more than a rounding.
+bool InTree(const NumericMode& mode, const CudaMatrix& weight) {
+  if (mode.policy == Policy::kPortable) return true;
+  return mode.policy == Policy::kThroughput && mode.activations == ActivationType::kF32 &&
+         std::all_of(weight.parts().begin(), weight.parts().end(),
+                     [](const PackedPart& part) { return part.format == DType::kF32; });
+}
+
 // Offset of the next array in a table buffer, and its end.
 struct TableSpace {
   size_t used = 0;
@@ -49,6 +58,7 @@ absl::Status CudaBackend::Embedding(const EmbeddingParams& params) {
                                     .cols = table->cols(),
                                     .tokens = params.tokens,
                                     .num_tokens = params.num_tokens,
+                                    .scale = params.scale,
                                     .y = params.y,
                                     .round = Rounds(params.mode),
                                     .fault = fault()},
@@ -90,7 +100,7 @@ absl::Status CudaBackend::Gemm(const GemmParams& params) {
   }
   if (absl::Status status = CheckPolicy("Gemm", params.mode.policy); !status.ok()) return status;
   const bool round = Rounds(params.mode) && params.round_output;
-  if (params.mode.policy != Policy::kPortable) return GemmOnMatrixUnits(params, *weight, round);
+  if (!InTree(params.mode, *weight)) return GemmOnMatrixUnits(params, *weight, round);
   for (const PackedPart& part : weight->parts()) {
     absl::Status status =
         runtime::LaunchStatus("Gemm", LaunchGemmPortable({.part = part,
@@ -108,8 +118,10 @@ absl::Status CudaBackend::Gemm(const GemmParams& params) {
   return absl::OkStatus();
 }
 
-std::string CudaBackend::GemmKernel(const NumericMode& mode, const WeightMatrix&, int64_t) const {
-  return mode.policy == Policy::kPortable ? "cuda tree" : "cuda mma shards";
+std::string CudaBackend::GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
+                                    int64_t) const {
+  const auto* matrix = dynamic_cast<const CudaMatrix*>(&weight);
+  return matrix != nullptr && InTree(mode, *matrix) ? "cuda tree" : "cuda mma shards";
 }
 
 // Every policy cuts where the contract does.

@@ -85,6 +85,8 @@ __device__ __forceinline__ uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
 }
 __device__ __forceinline__ uint32_t MultiplyHigh(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
+__device__ __forceinline__ int PopCount(uint32_t bits) { return __popc(bits); }
+
 // Exact, for every value that is not NaN.
 __device__ __forceinline__ float WidenHalf(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));

@@ -10,7 +10,8 @@ constexpr unsigned int kThreads = 64;
 // Writes the rows of tokens that this part holds; a thread decodes whole groups.
 template <DType kFormat>
 __global__ void EmbeddingKernel(PackedPart part, bool first_part, int64_t vocab,
-                                const int32_t* tokens, float* y, bool round, uint32_t* fault) {
+                                const int32_t* tokens, float scale, float* y, bool round,
+                                uint32_t* fault) {
   using C = Codec<kFormat>;
   const int64_t token = tokens[blockIdx.x];
   float* out = y + static_cast<int64_t>(blockIdx.x) * part.cols;
@@ -29,7 +30,8 @@ __global__ void EmbeddingKernel(PackedPart part, bool first_part, int64_t vocab,
 #pragma unroll
     for (int j = 0; j < kGroupColumns; ++j) {
       if (first + j >= part.cols) continue;
-      const float value = C::Value(g, j);
+      const float stored = C::Value(g, j);
+      const float value = scale == 1.0f ? stored : scale * stored;
       out[first + j] = round ? numerics::RoundToBf16(value) : value;
     }
   }
@@ -43,7 +45,8 @@ int LaunchEmbedding(const EmbeddingArgs& args, Stream stream) {
     const int error = ForFormat(part.format, [&]<DType kFormat>() {
       return Launch(EmbeddingKernel<kFormat>,
                     {dim3(static_cast<unsigned int>(args.num_tokens)), dim3(kThreads), 0}, stream,
-                    part, i == 0, args.vocab, args.tokens, args.y, args.round, args.fault);
+                    part, i == 0, args.vocab, args.tokens, args.scale, args.y, args.round,
+                    args.fault);
     });
     if (error != 0) return error;
   }

@@ -167,6 +167,38 @@ TEST_F(GemmPinnedTest, RefusedWithoutMatrixUnits) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+// A router's logits: fp32 values, whatever the policy's matrix units hold.
+TEST_F(GemmPinnedTest, ThroughputKeepsFp32InputsOfF32Weights) {
+  for (DType format : {DType::kF32, DType::kBF16}) {
+    const cpu::TestMatrix w = cpu::RandomMatrix(format, 20, 200, 94);
+    const auto run = [&](NumericMode mode) {
+      auto weight = cuda_->LoadMatrix({&w.stored, 1}, {});
+      EXPECT_TRUE(weight.ok());
+      Arrays arrays(*cuda_);
+      float* y = arrays.Poisoned(3 * 20);
+      EXPECT_TRUE(cuda_
+                      ->Gemm({.mode = mode,
+                              .weight = weight->get(),
+                              .tokens = 3,
+                              .x = arrays.Put(RandomFloats(3 * 200, 95)),
+                              .x_stride = 200,
+                              .y = y,
+                              .y_stride = 20})
+                      .ok());
+      EXPECT_EQ(cuda_->GemmKernel(mode, **weight, 3) == "cuda tree",
+                mode.policy == Policy::kPortable ||
+                    (format == DType::kF32 && mode.policy == Policy::kThroughput &&
+                     mode.activations == ActivationType::kF32));
+      return arrays.Get(y, 3 * 20);
+    };
+    const std::vector<float> fp32 = run({Policy::kPortable}), pinned = run({Policy::kPinned});
+    EXPECT_FALSE(SameBits(fp32, pinned));
+    EXPECT_TRUE(SameBits(format == DType::kF32 ? fp32 : pinned,
+                         run({Policy::kThroughput, ActivationType::kF32})));
+    EXPECT_TRUE(SameBits(pinned, run({Policy::kThroughput, ActivationType::kBF16})));
+  }
+}
+
 TEST_F(GemmPinnedTest, TokensInSlicesOfASmallWorkspace) {
   const int64_t cols = 640, tokens = 300;
   const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, 40, cols, 92);

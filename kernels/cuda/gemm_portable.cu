@@ -1,25 +1,28 @@
-// PORTABLE matrix products: fp32 FMA leaves of 128 in ascending k, joined by the reduction tree.
-//
-// Two kernels with the same bits. Few tokens: a block has 32 outputs, a warp a node of the tree, a
-// lane an output, so that weights stream through registers once, 16 bytes a lane. Many tokens:
-// register tiles over decoded weights in shared memory.
-#include "kernels/cuda/codecs.cuh"
+// PORTABLE matrix products: the tiles of gemm_portable.cuh over a whole matrix.
 #include "kernels/cuda/gemm_epilogue.cuh"
+#include "kernels/cuda/gemm_portable.cuh"
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/tree_nodes.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
 
-constexpr int kChunk = static_cast<int>(numerics::kChunkLength);
+using namespace gemm_portable;
 
-constexpr int kMaxWarps = 16;
-constexpr int kNodeStack = 24;
-
-// Values of kTokens tokens; a struct so that the tree's stack can hold it.
-template <int kTokens>
-struct Sums {
-  float v[kTokens];
+// What a block of tokens reads and writes.
+struct TokenRows {
+  const float* x;
+  int64_t x_stride;
+  int64_t first_token;
+  __device__ __forceinline__ const float* operator()(int t) const {
+    return x + (first_token + t) * x_stride;
+  }
+};
+struct TokenStore {
+  const Epilogue& epilogue;
+  int64_t first_token, first_row;
+  __device__ __forceinline__ void operator()(int t, int64_t row, float sum) const {
+    epilogue.Store(first_token + t, first_row + row, sum);
+  }
 };
 
 // grid (row tiles, token tiles); 2^depth warps.
@@ -27,213 +30,35 @@ template <DType kFormat, int kTokens>
 __global__ void __launch_bounds__(kMaxWarps * 32)
     FewTokensKernel(PackedPart part, int64_t tokens, const float* x, int64_t x_stride,
                     Epilogue epilogue, int depth) {
-  using C = Codec<kFormat>;
   VERBATIM_SHARED_MEMORY(bytes);
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // Each warp's own: a chunk of x while it accumulates, its node's sums afterwards.
-  float* own = reinterpret_cast<float*>(bytes) + warp * kTokens * kChunk;
-  const int64_t tile = blockIdx.x;
   const int64_t first_token = static_cast<int64_t>(blockIdx.y) * kTokens;
   const int64_t count = tokens - first_token < kTokens ? tokens - first_token : kTokens;
-  const TreeNode node = NodeAt(warp, depth, numerics::ChunkCount(part.cols));
-
-  numerics::TreeStream<Sums<kTokens>, kNodeStack> stream(node.count);
-  for (int64_t chunk = node.first; chunk < node.first + node.count; ++chunk) {
-    const int64_t k0 = chunk * kChunk;
-    SyncWarp();  // all lanes are done with the chunk before
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-#pragma unroll
-      for (int i = lane; i < kChunk; i += 32) {
-        const bool exists = t < count && k0 + i < part.cols;
-        own[t * kChunk + i] = exists ? x[(first_token + t) * x_stride + k0 + i] : 0.0f;
-      }
-    }
-    SyncWarp();
-    Sums<kTokens> sums;
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) sums.v[t] = 0.0f;
-    const int64_t last = part.cols < k0 + kChunk ? part.cols : k0 + kChunk;
-#pragma unroll 2
-    for (int64_t k = k0; k < last; k += kGroupColumns) {
-      const typename C::Group g = C::Load(part, tile, k / kGroupColumns, lane);
-      const float* xs = own + (k - k0);
-      if (k + kGroupColumns <= last) {
-#pragma unroll
-        for (int j = 0; j < kGroupColumns; j += 4) {
-          float w[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) w[i] = C::Value(g, j + i);
-#pragma unroll
-          for (int t = 0; t < kTokens; ++t) {
-            const float4 v = *reinterpret_cast<const float4*>(xs + t * kChunk + j);
-            sums.v[t] = Fma(v.x, w[0], sums.v[t]);
-            sums.v[t] = Fma(v.y, w[1], sums.v[t]);
-            sums.v[t] = Fma(v.z, w[2], sums.v[t]);
-            sums.v[t] = Fma(v.w, w[3], sums.v[t]);
-          }
-        }
-      } else {
-        // Columns that do not exist take no part: +0 · +0 would turn a sum of −0 into +0.
-#pragma unroll
-        for (int j = 0; j < kGroupColumns; ++j) {
-          if (k + j >= last) continue;
-          const float w = C::Value(g, j);
-#pragma unroll
-          for (int t = 0; t < kTokens; ++t) sums.v[t] = Fma(xs[t * kChunk + j], w, sums.v[t]);
-        }
-      }
-    }
-    stream.Push(sums, [](const Sums<kTokens>& left, const Sums<kTokens>& right) {
-      Sums<kTokens> sum;
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) sum.v[t] = left.v[t] + right.v[t];
-      return sum;
-    });
-  }
-  SyncWarp();
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) own[t * 32 + lane] = stream.Root().v[t];
-  SyncThreads();
-
-  // Warps take the tokens in turn and join the nodes, neighbours first.
-  const int warps = 1 << depth;
-  const int64_t row = tile * kTileRows + lane;
-  for (int t = warp; t < count; t += warps) {
-    const float* nodes = reinterpret_cast<float*>(bytes) + t * 32 + lane;
-    float v[kMaxWarps];
-#pragma unroll
-    for (int i = 0; i < kMaxWarps; ++i) v[i] = i < warps ? nodes[i * kTokens * kChunk] : 0.0f;
-#pragma unroll
-    for (int width = kMaxWarps; width > 1; width /= 2) {
-      if (width > warps) continue;
-#pragma unroll
-      for (int i = 0; i < width / 2; ++i) v[i] = v[2 * i] + v[2 * i + 1];
-    }
-    if (row < part.rows) epilogue.Store(first_token + t, part.first_row + row, v[0]);
-  }
+  FewTokens<kFormat, kTokens>(part, blockIdx.x, count, depth, bytes,
+                              TokenRows{x, x_stride, first_token},
+                              TokenStore{epilogue, first_token, part.first_row});
 }
-
-constexpr int kTileTokens = 64;
-constexpr int kTileOutputs = 128;
-constexpr int kThreadTokens = 8;
-constexpr int kThreadOutputs = 4;
-constexpr int kTileThreads = 256;
-constexpr int kTokenStride = kTileTokens + 4;  // keeps the transposing stores off one bank
-constexpr int kTileStack = 12;                 // 2^11 chunks: the longest row that LoadMatrix takes
-
-struct TileSums {
-  float v[kThreadTokens][kThreadOutputs];
-};
 
 // grid (output tiles, token tiles).
 template <DType kFormat>
 __global__ void __launch_bounds__(kTileThreads)
     ManyTokensKernel(PackedPart part, int64_t tokens, const float* x, int64_t x_stride,
                      Epilogue epilogue) {
-  using C = Codec<kFormat>;
   VERBATIM_SHARED_MEMORY(bytes);
-  float* xs = reinterpret_cast<float*>(bytes);    // [32 columns][kTokenStride]
-  float* ws = xs + kGroupColumns * kTokenStride;  // [32 columns][kTileOutputs]
-  const int thread = static_cast<int>(threadIdx.x);
   const int64_t first_token = static_cast<int64_t>(blockIdx.y) * kTileTokens;
-  const int64_t first_output = static_cast<int64_t>(blockIdx.x) * kTileOutputs;
-  const int token0 = thread / 32 * kThreadTokens;
-  const int output0 = thread % 32 * kThreadOutputs;
-
-  const int64_t chunks = numerics::ChunkCount(part.cols);
-  numerics::TreeStream<TileSums, kTileStack> stream(chunks);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    TileSums sums;
-#pragma unroll
-    for (int t = 0; t < kThreadTokens; ++t) {
-#pragma unroll
-      for (int o = 0; o < kThreadOutputs; ++o) sums.v[t][o] = 0.0f;
-    }
-    const int64_t k0 = chunk * kChunk;
-    const int64_t last = part.cols < k0 + kChunk ? part.cols : k0 + kChunk;
-    for (int64_t k = k0; k < last; k += kGroupColumns) {
-      SyncThreads();  // all threads are done with the group before
-      if (thread < kTileOutputs) {
-        const int64_t row = first_output + thread;
-        if (row < part.rows) {
-          const typename C::Group g =
-              C::Load(part, row / kTileRows, k / kGroupColumns, static_cast<int>(row % kTileRows));
-#pragma unroll
-          for (int j = 0; j < kGroupColumns; ++j) ws[j * kTileOutputs + thread] = C::Value(g, j);
-        } else {
-#pragma unroll
-          for (int j = 0; j < kGroupColumns; ++j) ws[j * kTileOutputs + thread] = 0.0f;
-        }
-      } else {
-        const int i = thread - kTileOutputs;
-        for (int t = i / 32; t < kTileTokens; t += (kTileThreads - kTileOutputs) / 32) {
-          const int64_t token = first_token + t, column = k + i % 32;
-          const bool exists = token < tokens && column < part.cols;
-          xs[i % 32 * kTokenStride + t] = exists ? x[token * x_stride + column] : 0.0f;
-        }
-      }
-      SyncThreads();
-      const int columns = static_cast<int>(last - k < kGroupColumns ? last - k : kGroupColumns);
-#pragma unroll 4
-      for (int j = 0; j < columns; ++j) {
-        float a[kThreadTokens], b[kThreadOutputs];
-#pragma unroll
-        for (int t = 0; t < kThreadTokens; t += 4) {
-          const float4 v = *reinterpret_cast<const float4*>(xs + j * kTokenStride + token0 + t);
-          a[t] = v.x;
-          a[t + 1] = v.y;
-          a[t + 2] = v.z;
-          a[t + 3] = v.w;
-        }
-        const float4 w = *reinterpret_cast<const float4*>(ws + j * kTileOutputs + output0);
-        b[0] = w.x;
-        b[1] = w.y;
-        b[2] = w.z;
-        b[3] = w.w;
-#pragma unroll
-        for (int t = 0; t < kThreadTokens; ++t) {
-#pragma unroll
-          for (int o = 0; o < kThreadOutputs; ++o) sums.v[t][o] = Fma(a[t], b[o], sums.v[t][o]);
-        }
-      }
-    }
-    stream.Push(sums, [](const TileSums& left, const TileSums& right) {
-      TileSums sum;
-#pragma unroll
-      for (int t = 0; t < kThreadTokens; ++t) {
-#pragma unroll
-        for (int o = 0; o < kThreadOutputs; ++o) sum.v[t][o] = left.v[t][o] + right.v[t][o];
-      }
-      return sum;
-    });
-  }
-#pragma unroll
-  for (int t = 0; t < kThreadTokens; ++t) {
-    const int64_t token = first_token + token0 + t;
-#pragma unroll
-    for (int o = 0; o < kThreadOutputs; ++o) {
-      const int64_t row = first_output + output0 + o;
-      if (token < tokens && row < part.rows) {
-        epilogue.Store(token, part.first_row + row, stream.Root().v[t][o]);
-      }
-    }
-  }
+  const int64_t count = tokens - first_token < kTileTokens ? tokens - first_token : kTileTokens;
+  ManyTokens<kFormat>(part, blockIdx.x, count, bytes, TokenRows{x, x_stride, first_token},
+                      TokenStore{epilogue, first_token, part.first_row});
 }
 
 template <DType kFormat, int kTokens>
 int LaunchFewTokens(const GemmArgs& args, const Epilogue& epilogue, Stream stream) {
   const int depth = DepthFor(kMaxWarps, numerics::ChunkCount(args.part.cols));
-  const unsigned int warps = 1u << depth;
   const LaunchShape shape{dim3(static_cast<unsigned int>(args.part.tiles()),
                                static_cast<unsigned int>((args.tokens + kTokens - 1) / kTokens)),
-                          dim3(warps * 32), warps * kTokens * kChunk * sizeof(float)};
+                          dim3(32u << depth), FewTokensBytes(depth, kTokens)};
   return Launch(FewTokensKernel<kFormat, kTokens>, shape, stream, args.part, args.tokens, args.x,
                 args.x_stride, epilogue, depth);
 }
-
-// Beyond this many tokens decoding each weight once a tile of tokens wins.
-constexpr int64_t kFewTokens = 16;
 
 }  // namespace
 
@@ -247,8 +72,7 @@ int LaunchGemmPortable(const GemmArgs& args, Stream stream) {
     const LaunchShape shape{
         dim3(static_cast<unsigned int>((args.part.rows + kTileOutputs - 1) / kTileOutputs),
              static_cast<unsigned int>((args.tokens + kTileTokens - 1) / kTileTokens)),
-        dim3(kTileThreads),
-        static_cast<size_t>(kGroupColumns) * (kTokenStride + kTileOutputs) * sizeof(float)};
+        dim3(kTileThreads), kManyTokensBytes};
     return Launch(ManyTokensKernel<kFormat>, shape, stream, args.part, args.tokens, args.x,
                   args.x_stride, epilogue);
   });

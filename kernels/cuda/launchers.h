@@ -18,6 +18,8 @@ namespace verbatim::kernels::cuda {
 inline constexpr uint32_t kFaultToken = 1;
 inline constexpr uint32_t kFaultRowIndex = 2;
 inline constexpr uint32_t kFaultPosition = 4;
+inline constexpr uint32_t kFaultExpert = 8;
+inline constexpr uint32_t kFaultPlace = 16;
 
 struct EmbeddingArgs {
   const PackedPart* parts;  // in host memory
@@ -26,6 +28,7 @@ struct EmbeddingArgs {
   int64_t cols;
   const int32_t* tokens;
   int64_t num_tokens;
+  float scale;
   float* y;
   bool round;
   uint32_t* fault;
@@ -196,5 +199,84 @@ struct GemmPinnedArgs {
   int multiprocessors;
 };
 int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
+
+struct MoeRouteArgs {
+  const float* logits;
+  int64_t tokens, num_experts, top_k;
+  bool normalise;
+  float scale;
+  int64_t capacity;  // 0: no limit
+  bool next;         // a full expert's token takes its next one
+  const uint8_t* exempt;
+  int32_t* experts;
+  int32_t* wanted;
+  float* weights;
+};
+int LaunchMoeRoute(const MoeRouteArgs& args, Stream stream);
+
+struct MoePermuteArgs {
+  const int32_t* experts;
+  int64_t tokens, num_experts, top_k;
+  int32_t* offsets;
+  int32_t* token_of;
+  int32_t* place_of;
+  uint32_t* fault;
+};
+int LaunchMoePermute(const MoePermuteArgs& args, Stream stream);
+
+struct MoeCombineArgs {
+  const float* expert_rows;
+  const int32_t* place_of;
+  const float* weights;
+  int64_t tokens, top_k, cols;
+  const float* shared;
+  const float* shared_gate;
+  const float* residual;
+  float* y;
+  bool round;
+  uint32_t* fault;
+};
+int LaunchMoeCombine(const MoeCombineArgs& args, Stream stream);
+
+// The places [begin, end) of a grouped product: which expert's each is, and which row of x it has.
+struct GroupedPlaces {
+  const int32_t* offsets;  // [num_experts + 1]
+  int64_t num_experts;
+  int64_t begin, end;
+  int64_t max_places;   // of the whole product
+  const int32_t* rows;  // [max_places], or null: the place itself
+  int64_t x_rows;
+  uint32_t* fault;
+};
+
+// y[place] = x[row] · wᵀ for the parts of one format that experts have at one position.
+struct GroupedGemmArgs {
+  GroupedPlaces places;
+  DType format;
+  const PackedPart* parts;  // [num_experts], device memory; without rows where the format differs
+  int64_t most_rows;        // of a part
+  int64_t cols;
+  const float* x;  // PORTABLE
+  int64_t x_stride;
+  const void* rounded_x;  // PINNED: RoundRows of the rows from `rounded_first` on
+  int64_t rounded_first;
+  float* y;
+  int64_t y_stride;
+  bool round;
+};
+int LaunchGroupedGemmPortable(const GroupedGemmArgs& args, Stream stream);
+int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream);
+
+// The rows of x at the places [first_row, first_row + num_rows) as bf16, `groups` groups of 32
+// columns each; columns that do not exist are +0.
+struct RoundRowsArgs {
+  GroupedPlaces places;
+  const float* x;
+  int64_t x_stride;
+  int64_t first_row, num_rows;
+  int64_t cols, groups;
+  void* rounded;
+};
+int LaunchRoundRows(const RoundRowsArgs& args, Stream stream);
 
 }  // namespace verbatim::kernels::cuda

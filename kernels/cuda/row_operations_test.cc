@@ -171,6 +171,31 @@ TEST_F(RowOperationsTest, EmbeddingOfEveryFormat) {
   }
 }
 
+TEST_F(RowOperationsTest, EmbeddingIsScaledBeforeItIsRounded) {
+  const cpu::TestMatrix w = cpu::RandomMatrix(DType::kQ4_1, 10, 96, 14);
+  for (bool round : {false, true}) {
+    for (float scale : {1.0f, 12.0f, 0.3f}) {
+      ExpectSameBits([&](Backend& backend) {
+        auto table = backend.LoadMatrix({&w.stored, 1}, {.for_gemm = false, .for_embedding = true});
+        EXPECT_TRUE(table.ok()) << table.status();
+        Arrays arrays(backend);
+        float* y = arrays.Poisoned(2 * 96);
+        NumericMode mode;
+        if (round) mode = {Policy::kThroughput, ActivationType::kBF16};
+        const absl::Status status =
+            backend.Embedding({.mode = mode,
+                               .table = table->get(),
+                               .tokens = arrays.Put(std::vector<int32_t>{9, 2}),
+                               .num_tokens = 2,
+                               .scale = scale,
+                               .y = y});
+        EXPECT_TRUE(status.ok()) << status;
+        return arrays.Get(y, 2 * 96);
+      });
+    }
+  }
+}
+
 TEST_F(RowOperationsTest, ValuesThatOnlyKernelsSeeAreReportedOnce) {
   Arrays arrays(*cuda_);
   const cpu::TestMatrix table = cpu::RandomMatrix(DType::kF32, 10, 64, 1);

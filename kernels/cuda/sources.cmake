@@ -5,7 +5,12 @@ set(VERBATIM_CUDA_KERNELS
   gather_rows.cu
   gemm_pinned.cu
   gemm_portable.cu
+  grouped_gemm_pinned.cu
+  grouped_gemm_portable.cu
   kv_write.cu
+  moe_combine.cu
+  moe_permute.cu
+  moe_route.cu
   rms_norm.cu
   rope.cu
   sampling.cu
@@ -19,6 +24,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   cuda_operations.cc
   cuda_sampler.cc
   device_memory.cc
+  expert_tables.cc
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS
@@ -26,4 +32,6 @@ set(VERBATIM_CUDA_TESTS
   cuda_sampler_test
   gemm_pinned_test
   gemm_portable_test
+  grouped_gemm_test
+  moe_test
   row_operations_test)

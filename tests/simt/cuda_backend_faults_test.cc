@@ -137,6 +137,10 @@ TEST_F(CudaBackendFaultsTest, OperationsAllocateNothing) {
   const std::vector<int32_t> ints = {1, 0};
   int32_t* tokens = reinterpret_cast<int32_t*>(x + 8192);
   ASSERT_TRUE(backend.CopyToDevice(tokens, ints.data(), 8).ok());
+  // Two tokens, two experts, both for each.
+  const WeightMatrix* const experts[] = {weight->get(), weight->get()};
+  float* routing = x + 8448;
+  int32_t* chosen = tokens + 2;
   const int32_t pages[] = {1, 0};
   const int64_t allocated = simt_faults::Allocations();
   const int64_t launched = simt::LaunchCount();
@@ -156,6 +160,40 @@ TEST_F(CudaBackendFaultsTest, OperationsAllocateNothing) {
                                   .y = y,
                                   .y_stride = 64}));
     }
+    status.Update(backend.MoeRoute({.logits = x,
+                                    .tokens = 2,
+                                    .num_experts = 2,
+                                    .top_k = 2,
+                                    .capacity = 1,
+                                    .experts = chosen,
+                                    .weights = routing}));
+    status.Update(backend.MoePermute({.experts = chosen,
+                                      .tokens = 2,
+                                      .num_experts = 2,
+                                      .top_k = 2,
+                                      .offsets = chosen + 4,
+                                      .token_of = chosen + 8,
+                                      .place_of = chosen + 12}));
+    for (Policy policy : {Policy::kPortable, Policy::kPinned, Policy::kThroughput}) {
+      status.Update(backend.GroupedGemm({.mode = {policy},
+                                         .weights = experts,
+                                         .offsets = chosen + 4,
+                                         .max_places = 4,
+                                         .x = x,
+                                         .x_rows = 2,
+                                         .x_stride = 64,
+                                         .rows = chosen + 8,
+                                         .y = y,
+                                         .y_stride = 64}));
+    }
+    status.Update(backend.MoeCombine({.expert_rows = y,
+                                      .place_of = chosen + 12,
+                                      .weights = routing,
+                                      .tokens = 2,
+                                      .top_k = 2,
+                                      .cols = 64,
+                                      .residual = x,
+                                      .y = x}));
     status.Update(backend.KvWrite(
         {.cache = cache->get(), .k = x, .v = x, .row_stride = 64, .spans = {&span, 1}}));
     status.Update(backend.Attention({.cache = cache->get(),
@@ -173,7 +211,7 @@ TEST_F(CudaBackendFaultsTest, OperationsAllocateNothing) {
     ASSERT_TRUE(status.ok()) << status;
   }
   EXPECT_EQ(simt_faults::Allocations(), allocated);
-  EXPECT_GE(simt::LaunchCount() - launched, 3 * 9);
+  EXPECT_GE(simt::LaunchCount() - launched, 3 * 19);
 }
 
 }  // namespace

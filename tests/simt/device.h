@@ -155,6 +155,7 @@ inline uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
 inline uint32_t MultiplyHigh(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
 }
+inline int PopCount(uint32_t bits) { return __builtin_popcount(bits); }
 inline float WidenHalf(uint16_t bits) { return numerics::FloatFromFp16(bits); }
 template <class T>
 T LoadOnce(const T* address) {

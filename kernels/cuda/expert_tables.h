@@ -1,0 +1,58 @@
+// Which weights the experts of a grouped product have, in device memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/packed_part.h"
+
+namespace verbatim::kernels::cuda {
+
+// What one launch computes: the parts of one format that experts have at one position.
+struct ExpertParts {
+  DType format = DType::kF32;
+  int64_t most_rows = 0;              // of a part
+  const PackedPart* parts = nullptr;  // [experts], device memory; no rows where there is none
+};
+
+struct ExpertWeights {
+  int64_t rows = 0, cols = 0;  // of every expert's matrix
+  std::vector<ExpertParts> tables;
+};
+
+// Checks a list of matrices and uploads its tables when it first meets it, and knows it afterwards:
+// in a running model every layer's are there after the first step.
+class ExpertTables {
+ public:
+  // The uploader must outlive the result.
+  static absl::StatusOr<std::unique_ptr<ExpertTables>> Create(size_t size_bytes,
+                                                              Uploader& uploader);
+
+  // The tables of the experts' parts, or of their bf16 parts; valid until the next call.
+  // INVALID_ARGUMENT names the matrix that is not this backend's or has another shape.
+  // RESOURCE_EXHAUSTED names the bytes needed.
+  absl::StatusOr<const ExpertWeights*> Of(absl::Span<const WeightMatrix* const> experts, bool bf16);
+
+ private:
+  ExpertTables(std::unique_ptr<DeviceBuffer> memory, Uploader& uploader)
+      : memory_(std::move(memory)), uploader_(uploader) {}
+  void Forget();
+
+  const std::unique_ptr<DeviceBuffer> memory_;
+  Uploader& uploader_;
+  size_t used_bytes_ = 0;
+  using Key = std::pair<bool, std::vector<const WeightMatrix*>>;
+  std::map<Key, ExpertWeights> known_;  // for this generation of matrices
+  uint64_t generation_ = 0;
+  Key key_;
+};
+
+}  // namespace verbatim::kernels::cuda

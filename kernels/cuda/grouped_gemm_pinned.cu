@@ -1,0 +1,155 @@
+// PINNED products of a mixture's experts: the tiles of gemm_pinned.cuh over each expert's places.
+//
+// Activations are rounded to bf16 row by row and gathered by index while they are copied to shared
+// memory.
+#include "kernels/cuda/gemm_epilogue.cuh"
+#include "kernels/cuda/gemm_pinned.cuh"
+#include "kernels/cuda/grouped_places.cuh"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+using namespace gemm_pinned;
+
+constexpr int32_t kFewPlaces = 16;
+constexpr int kRoundThreads = 256;
+
+// A thread a row and segment.
+__global__ void RoundRowsKernel(RoundRowsArgs args) {
+  const int64_t segments = args.groups * kGroupSegments;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRoundThreads + threadIdx.x;
+  if (i >= args.num_rows * segments) return;
+  const int64_t place = args.first_row + i / segments;
+  // Rows of unused places are not to be looked at.
+  const bool gathers = args.places.rows != nullptr;
+  const bool exists = !gathers || place < args.places.offsets[args.places.num_experts];
+  const int64_t row = exists ? RowAt(args.places, static_cast<int32_t>(place)) : -1;
+  if (gathers && exists && row < 0) AtomicOr(args.places.fault, kFaultPlace);
+  static_cast<uint4*>(args.rounded)[i] =
+      RoundedSegment(row >= 0 ? args.x + row * args.x_stride : nullptr, i % segments, args.cols);
+}
+
+// Where a place's rounded row begins; null if it has none.
+__device__ __forceinline__ const unsigned char* RoundedRow(const GroupedGemmArgs& args,
+                                                           int64_t row_bytes, int32_t place) {
+  const int64_t row = RowAt(args.places, place);
+  return row >= 0 ? static_cast<const unsigned char*>(args.rounded_x) +
+                        (row - args.rounded_first) * row_bytes
+                  : nullptr;
+}
+__device__ __forceinline__ Source SourceOf(const unsigned char* row, int64_t segment,
+                                           const void* somewhere) {
+  if (row == nullptr) return {static_cast<const unsigned char*>(somewhere), 0};
+  return {row + segment * 16, 16};
+}
+
+template <int kTiles>
+__device__ __forceinline__ void FewPlaces(const GroupedGemmArgs& args, const PlaceTile& tile,
+                                          const PackedPart& part, const Epilogue& epilogue,
+                                          int shards, unsigned char* bytes) {
+  const int64_t row_bytes = part.groups() * kGroupSegments * 16;
+  const int own = static_cast<int>(threadIdx.x) % 8;  // the token of all this lane's copies
+  const unsigned char* rows[kTiles];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    const bool exists = 8 * t + own < tile.count;
+    rows[t] = exists ? RoundedRow(args, row_bytes, tile.first + 8 * t + own) : nullptr;
+  }
+  FewTokens<kTiles>(
+      part, blockIdx.x, tile.count, shards, bytes,
+      [&](int t, int64_t segment, int) { return SourceOf(rows[t], segment, args.rounded_x); },
+      [&](int64_t token, int64_t row, float sum) {
+        epilogue.Store(tile.first + token, part.first_row + row, sum);
+      });
+}
+
+// Experts with up to kFewPlaces places. grid (row tiles, experts with places); a warp a shard.
+template <int kMostTiles>
+__global__ void __launch_bounds__(kMaxShards * 32)
+    FewPlacesKernel(GroupedGemmArgs args, int shards) {
+  VERBATIM_SHARED_MEMORY(bytes);
+  if (blockIdx.x == 0 && blockIdx.y == 0) CheckPlaces(args.places, 32 * shards);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const PlaceTile tile = FindTile(args.places, 0, 8 * kMostTiles, 8 * kMostTiles,
+                                  static_cast<int32_t>(blockIdx.y), lane);
+  if (tile.count == 0) return;
+  const PackedPart part = args.parts[tile.expert];
+  if (static_cast<int64_t>(blockIdx.x) >= part.tiles()) return;
+  const Epilogue epilogue{args.y, args.y_stride, nullptr, nullptr, args.round};
+  if (kMostTiles == 1 || tile.count <= 8) {
+    FewPlaces<1>(args, tile, part, epilogue, shards, bytes);
+  } else {
+    FewPlaces<kMostTiles>(args, tile, part, epilogue, shards, bytes);
+  }
+}
+
+// Experts with more. grid (output tiles, tiles of places).
+template <int kTiles>
+__global__ void __launch_bounds__(kBlockThreads)
+    ManyPlacesKernel(GroupedGemmArgs args, int shards) {
+  VERBATIM_SHARED_MEMORY(bytes);
+  const int thread = static_cast<int>(threadIdx.x);
+  const PlaceTile tile = FindTile(args.places, kFewPlaces, INT32_MAX, 16 * kTiles,
+                                  static_cast<int32_t>(blockIdx.y), thread % 32);
+  if (tile.count == 0) return;
+  const PackedPart part = args.parts[tile.expert];
+  if (static_cast<int64_t>(blockIdx.x) * kBlockRowTiles >= part.tiles()) return;
+  const Epilogue epilogue{args.y, args.y_stride, nullptr, nullptr, args.round};
+  const int64_t row_bytes = part.groups() * kGroupSegments * 16;
+  const unsigned char* rows[kTokenCopies<kTiles>];
+#pragma unroll
+  for (int c = 0; c < kTokenCopies<kTiles>; ++c) {
+    const int i = c * kBlockThreads + thread;  // [token tile][segment][token]
+    const int32_t token = i / (kGroupSegments * 8) * 8 + i % 8;
+    rows[c] = token < tile.count ? RoundedRow(args, row_bytes, tile.first + token) : nullptr;
+  }
+  ManyTokens<kTiles>(
+      part, blockIdx.x, 0, shards, bytes,
+      [&](int c, int, int64_t segment, int) { return SourceOf(rows[c], segment, args.rounded_x); },
+      [&](int token, int64_t row, float sum) {
+        if (token < tile.count) epilogue.Store(tile.first + token, part.first_row + row, sum);
+      });
+}
+
+unsigned int Blocks(int64_t count, int64_t each) {
+  return static_cast<unsigned int>((count + each - 1) / each);
+}
+
+template <int kMostTiles>
+int LaunchFewPlaces(const GroupedGemmArgs& args, int shards, Stream stream) {
+  return Launch(FewPlacesKernel<kMostTiles>,
+                {dim3(Blocks(args.most_rows, kTileRows), TileBound(args.places, 0, INT32_MAX)),
+                 dim3(static_cast<unsigned int>(shards) * 32), FewTokensBytes(shards, kMostTiles)},
+                stream, args, shards);
+}
+
+template <int kTiles>
+int LaunchManyPlaces(const GroupedGemmArgs& args, int shards, Stream stream) {
+  return Launch(ManyPlacesKernel<kTiles>,
+                {dim3(Blocks(args.most_rows, kBlockRowTiles * kTileRows),
+                      TileBound(args.places, kFewPlaces, 16 * kTiles)),
+                 dim3(kBlockThreads), ManyTokensBytes(kTiles)},
+                stream, args, shards);
+}
+
+}  // namespace
+
+int LaunchRoundRows(const RoundRowsArgs& args, Stream stream) {
+  return Launch(RoundRowsKernel,
+                {dim3(Blocks(args.num_rows * args.groups * kGroupSegments, kRoundThreads)),
+                 dim3(kRoundThreads), 0},
+                stream, args);
+}
+
+int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream) {
+  const int shards = ShardCount(numerics::ChunkCount(args.cols));
+  const int64_t count = args.places.end - args.places.begin;
+  if (count <= 8) return LaunchFewPlaces<1>(args, shards, stream);
+  const int error = LaunchFewPlaces<2>(args, shards, stream);
+  if (error != 0 || count <= kFewPlaces) return error;
+  // Tiles as long as an expert's share.
+  if (count <= 64 * args.places.num_experts) return LaunchManyPlaces<4>(args, shards, stream);
+  return LaunchManyPlaces<8>(args, shards, stream);
+}
+
+}  // namespace verbatim::kernels::cuda

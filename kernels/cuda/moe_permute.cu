@@ -1,0 +1,75 @@
+// MoePermute: a block an expert finds its slots in ascending order, and how many lie before them.
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launchers.h"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+
+// Lost slots count as those of one more expert, whose places hold token 0.
+__device__ __forceinline__ int32_t ExpertOfSlot(const MoePermuteArgs& args, int64_t slot) {
+  const int32_t expert = args.experts[slot];
+  return expert < 0 || expert >= args.num_experts ? static_cast<int32_t>(args.num_experts) : expert;
+}
+
+__device__ __forceinline__ int32_t WarpSum(int32_t value) {
+  for (int half = 16; half > 0; half /= 2) value += ShuffleXor(value, half);
+  return value;
+}
+
+// grid (experts + 1); each warp has a stretch of the slots. Shared memory [2][kWarps].
+__global__ void PermuteKernel(MoePermuteArgs args) {
+  VERBATIM_SHARED_MEMORY(bytes);
+  int32_t* below = reinterpret_cast<int32_t*>(bytes);  // slots of lower experts, by warp
+  int32_t* equal = below + kWarps;                     // slots of this expert
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int32_t expert = static_cast<int32_t>(blockIdx.x);
+  const bool lost = expert == args.num_experts;
+  const int64_t slots = args.tokens * args.top_k;
+  const int64_t stretch = (slots + kWarps * 32 - 1) / (kWarps * 32) * 32;
+  const int64_t begin = warp * stretch;
+  const int64_t end = begin + stretch < slots ? begin + stretch : slots;
+
+  int32_t own_below = 0, own_equal = 0;
+  for (int64_t slot = begin + lane; slot < end; slot += 32) {
+    const int32_t e = ExpertOfSlot(args, slot);
+    own_below += e < expert ? 1 : 0;
+    own_equal += e == expert ? 1 : 0;
+    if (lost && e == expert && args.experts[slot] != -1) AtomicOr(args.fault, kFaultExpert);
+  }
+  own_below = WarpSum(own_below);
+  own_equal = WarpSum(own_equal);
+  if (lane == 0) {
+    below[warp] = own_below;
+    equal[warp] = own_equal;
+  }
+  SyncThreads();
+  int32_t place = 0;
+  for (int w = 0; w < kWarps; ++w) place += below[w];
+  if (threadIdx.x == 0) args.offsets[expert] = place;
+  for (int w = 0; w < warp; ++w) place += equal[w];
+
+  for (int64_t first = begin; first < end; first += 32) {
+    const int64_t slot = first + lane;
+    const bool mine = slot < end && ExpertOfSlot(args, slot) == expert;
+    const uint32_t all = Ballot(mine);
+    if (mine) {
+      const int32_t at = place + PopCount(all & ((1u << lane) - 1));
+      args.token_of[at] = lost ? 0 : static_cast<int32_t>(slot / args.top_k);
+      args.place_of[slot] = lost ? -1 : at;
+    }
+    place += PopCount(all);
+  }
+}
+
+}  // namespace
+
+int LaunchMoePermute(const MoePermuteArgs& args, Stream stream) {
+  return Launch(PermuteKernel,
+                {dim3(static_cast<unsigned int>(args.num_experts + 1)), dim3(kWarps * 32),
+                 2 * kWarps * sizeof(int32_t)},
+                stream, args);
+}
+
+}  // namespace verbatim::kernels::cuda
