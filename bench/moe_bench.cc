@@ -159,7 +159,13 @@ struct Bench {
   NumericMode mode;
   int64_t tokens;
   bool round;
-  std::vector<float> x, y, inner, gated, outputs, logits, gates;
+  // Steps take turns, so that even a single token's experts change from step to step and come from
+  // memory.
+  static constexpr uint32_t kInputs = 32;
+  std::vector<std::vector<float>> xs;
+  size_t steps = 0;
+  int64_t experts_used = 0, mixture_steps = 0;
+  std::vector<float> y, inner, gated, outputs, logits, gates;
   std::vector<int32_t> experts, offsets, token_of, place_of;
 
   Bench(Backend& backend, const Weights& weights, const Shape& shape, const NumericMode& mode,
@@ -171,8 +177,10 @@ struct Bench {
         tokens(tokens),
         round(mode.policy == Policy::kThroughput && mode.activations == ActivationType::kBF16) {
     const int64_t slots = tokens * shape.top_k;
-    x = kernels::cpu::RandomValues(tokens * shape.hidden, 7);
-    y.resize(x.size());
+    for (uint32_t seed = 0; seed < kInputs; ++seed) {
+      xs.push_back(kernels::cpu::RandomValues(tokens * shape.hidden, seed));
+    }
+    y.resize(xs[0].size());
     inner.resize(slots * 2 * shape.inner);
     gated.resize(slots * shape.inner);
     outputs.resize(slots * shape.hidden);
@@ -185,6 +193,7 @@ struct Bench {
   }
 
   void Dense(size_t copy) {
+    const std::vector<float>& x = xs[steps++ % kInputs];
     const int64_t active = shape.top_k * shape.inner;
     Must(backend.Gemm({.mode = mode,
                        .weight = weights.dense_gate_up[copy].get(),
@@ -212,6 +221,7 @@ struct Bench {
 
   // Adds the seconds of each stage.
   void Mixture(size_t copy, double (&seconds)[kNumStages]) {
+    const std::vector<float>& x = xs[steps++ % kInputs];
     const int64_t slots = tokens * shape.top_k;
     double at = Now();
     const auto stage_ends = [&](Stage stage) {
@@ -283,6 +293,8 @@ struct Bench {
                              .y = y.data(),
                              .round_output = round}));
     stage_ends(kCombine);
+    ++mixture_steps;
+    for (int64_t e = 0; e < shape.experts; ++e) experts_used += offsets[e + 1] > offsets[e];
   }
 };
 
@@ -322,10 +334,8 @@ nlohmann::json Measure(Bench& bench) {
     mixture.push_back((Now() - start) / mixture_calls);
     for (int s = 0; s < kNumStages; ++s) stages[s].push_back(seconds[s] / mixture_calls);
   }
-  int64_t active = 0;
-  for (int64_t e = 0; e < bench.shape.experts; ++e) {
-    active += bench.offsets[e + 1] > bench.offsets[e];
-  }
+  const double active =
+      static_cast<double>(bench.experts_used) / static_cast<double>(bench.mixture_steps);
   const double dense_seconds = Typical(dense), mixture_seconds = Typical(mixture);
   double overhead = 0;
   nlohmann::json stage_us, kernels = nlohmann::json::array();
@@ -340,7 +350,7 @@ nlohmann::json Measure(Bench& bench) {
                        {"kernel", bench.backend.GemmKernel(bench.mode, *weights.gate_up[0][e],
                                                            std::max<int64_t>(count, 1))}});
   }
-  const double weight_bytes = static_cast<double>(active * weights.expert_bytes);
+  const double weight_bytes = active * static_cast<double>(weights.expert_bytes);
   const double flops = 6.0 * static_cast<double>(bench.tokens * bench.shape.top_k *
                                                  bench.shape.hidden * bench.shape.inner);
   return {
