@@ -606,10 +606,20 @@ void EngineImpl::WaitForWork(absl::Time now) {
 
 void EngineImpl::PublishStats() {
   const scheduler::SchedulerStats scheduler_stats = scheduler_->stats();
+  // Counting waits for the device, so not at every step.
+  constexpr int64_t kStepsBetween = 16;
+  std::optional<std::vector<model::MoeStatistics>> experts;
+  if (transformer_->config().moe.num_experts > 0 &&
+      (sequences_.empty() || step_stats_.steps % kStepsBetween == 0)) {
+    // Statistics are not worth ending a request for.
+    if (auto counted = transformer_->ExpertStatistics(); counted.ok())
+      experts = *std::move(counted);
+  }
   std::lock_guard lock(mu_);
   stats_.steps = step_stats_;
   stats_.scheduler = scheduler_stats;
   stats_.engine_cpu_time = ThreadCpuTime();
+  if (experts.has_value()) stats_.experts = *std::move(experts);
 }
 
 }  // namespace

@@ -44,6 +44,8 @@ struct EngineStats {
   int64_t kv_cache_bytes = 0;
   int64_t weight_bytes_in_memory = 0;
   absl::Duration engine_cpu_time;  // CPU time of the engine thread
+  // One entry for each layer that is a mixture of experts; may lag some steps behind while busy.
+  std::vector<model::MoeStatistics> experts;
 };
 
 struct PolicySupport {

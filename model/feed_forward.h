@@ -76,7 +76,7 @@ class FeedForward {
   static kernels::NumericMode RouterMode(const kernels::NumericMode& mode);
   absl::Status LoadLayer(const Checkpoint& checkpoint, int64_t index);
   absl::Status LoadNetwork(const Checkpoint& checkpoint, const std::string& prefix,
-                           Network& network);
+                           const kernels::LoadMatrixOptions& options, Network& network);
   absl::Status LoadDecoded(const Checkpoint& checkpoint, const std::string& name,
                            DecodedMatrix& decoded);
   absl::Status Allocate();

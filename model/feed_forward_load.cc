@@ -30,13 +30,13 @@ absl::StatusOr<std::unique_ptr<FeedForward>> FeedForward::Load(kernels::Backend&
 }
 
 absl::Status FeedForward::LoadNetwork(const Checkpoint& checkpoint, const std::string& prefix,
-                                      Network& network) {
+                                      const kernels::LoadMatrixOptions& options, Network& network) {
   absl::StatusOr<std::unique_ptr<WeightMatrix>> gate_up =
-      LoadMatrix(backend_, checkpoint, {prefix + "gate", prefix + "up"});
+      LoadMatrix(backend_, checkpoint, {prefix + "gate", prefix + "up"}, options);
   if (!gate_up.ok()) return gate_up.status();
   network.gate_up = *std::move(gate_up);
   absl::StatusOr<std::unique_ptr<WeightMatrix>> down =
-      LoadMatrix(backend_, checkpoint, {prefix + "down"});
+      LoadMatrix(backend_, checkpoint, {prefix + "down"}, options);
   if (!down.ok()) return down.status();
   network.down = *std::move(down);
   return absl::OkStatus();
@@ -65,7 +65,7 @@ absl::Status FeedForward::LoadLayer(const Checkpoint& checkpoint, int64_t index)
   const MoeConfig& moe = config_.moe;
   Layer& layer = layers_[index];
   const std::string prefix = absl::StrCat("layers.", index, ".");
-  if (!moe.IsMoe(index)) return LoadNetwork(checkpoint, prefix, layer.dense);
+  if (!moe.IsMoe(index)) return LoadNetwork(checkpoint, prefix, {}, layer.dense);
   layer.moe_index = num_moe_layers_++;
   statistics_.push_back({.layer = index});
   statistics_.back().tokens_per_expert.resize(static_cast<size_t>(moe.num_experts));
@@ -74,11 +74,12 @@ absl::Status FeedForward::LoadLayer(const Checkpoint& checkpoint, int64_t index)
     status.Update(LoadDecoded(checkpoint, prefix + "shared_gate", layer.shared_gate));
   }
   if (moe.shared_intermediate_size > 0) {
-    status.Update(LoadNetwork(checkpoint, prefix + "shared.", layer.shared));
+    status.Update(LoadNetwork(checkpoint, prefix + "shared.", {}, layer.shared));
   }
   layer.experts.resize(static_cast<size_t>(moe.num_experts));
   for (int64_t e = 0; e < moe.num_experts && status.ok(); ++e) {
-    status = LoadNetwork(checkpoint, absl::StrCat(prefix, "experts.", e, "."), layer.experts[e]);
+    status = LoadNetwork(checkpoint, absl::StrCat(prefix, "experts.", e, "."),
+                         {.for_experts = true}, layer.experts[e]);
     layer.gate_up.push_back(layer.experts[e].gate_up.get());
     layer.down.push_back(layer.experts[e].down.get());
   }

@@ -177,6 +177,8 @@ v1::GetModelInfoResponse DescribeModel(const ServerConfig& config, const Serving
   info.set_vocab_size(model.vocab_size);
   info.set_max_model_len(config.max_model_len);
   info.set_num_layers(model.num_layers);
+  info.set_num_experts(model.moe.num_experts);
+  info.set_experts_per_token(model.moe.experts_per_token);
   info.set_hidden_size(model.hidden_size);
   info.set_num_heads(model.num_heads);
   info.set_num_kv_heads(model.num_kv_heads);

@@ -138,6 +138,17 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("enable-prefix-caching", &enable_prefix_caching,
             "reuse the pages of prompts that begin alike");
 
+  flags.Group("Mixtures of experts");
+  flags.Add("moe-capacity-factor", &moe_capacity_factor,
+            "an expert takes at most ceil(F * tokens * experts per token / experts) tokens of a "
+            "step, so that neighbours decide who gets it; 0: no limit");
+  flags.Add("moe-overflow", &moe_overflow,
+            "what becomes of a token whose expert is full: drop (that share of the layer is "
+            "missing) or next (its next best expert that has room)");
+  flags.Add("moe-capacity-scope", &moe_capacity_scope,
+            "throughput: deterministic requests keep all their experts and count towards no "
+            "limit; all: every token is limited, and deterministic requests are refused");
+
   flags.Group("Machine");
   flags.Add("threads", &threads, "threads that compute; 0: every core this process may use");
   flags.Add("cpu-isa", &cpu_isa,
@@ -171,6 +182,7 @@ absl::Status ServerConfig::Validate() const {
            {"max-batch-delay-ms", max_batch_delay_ms, 60'000},
            {"flush-timeout-ms", flush_timeout_ms, 600'000},
            {"drain-timeout-s", drain_timeout_s, 86'400},
+           {"moe-capacity-factor", moe_capacity_factor, 1'000'000},
        }) {
     if (!(range.value >= 0 && range.value <= range.high)) {  // also refuses NaN
       return Bad(range.flag, absl::StrCat(range.value, " is not in [0, ", range.high, "]"));
@@ -182,6 +194,8 @@ absl::Status ServerConfig::Validate() const {
            {"batching-policy", batching_policy, {"continuous", "dynamic", "fixed"}},
            {"cpu-isa", cpu_isa, {"auto", "scalar", "avx2", "avx512"}},
            {"default-determinism", default_determinism, {"throughput", "pinned", "portable"}},
+           {"moe-overflow", moe_overflow, {"drop", "next"}},
+           {"moe-capacity-scope", moe_capacity_scope, {"throughput", "all"}},
        }) {
     if (std::none_of(choice.values.begin(), choice.values.end(),
                      [&](const char* value) { return choice.value == value; })) {
@@ -200,6 +214,11 @@ absl::Status ServerConfig::Validate() const {
     return Bad("default-determinism",
                absl::StrCat(default_determinism, " is not among --determinism-policies ",
                             determinism_policies));
+  }
+  if (LimitsEveryRow() && default_determinism != "throughput") {
+    return Bad(
+        "default-determinism",
+        absl::StrCat(default_determinism, " cannot be honoured with --moe-capacity-scope all"));
   }
   if (block_size < 16 || block_size > 256 || 256 % block_size != 0) {
     return Bad("block-size", absl::StrCat(block_size, " is not one of 16, 32, 64, 128, 256"));
@@ -232,6 +251,9 @@ absl::Status ServerConfig::Resolve(const model::ModelConfig& model_config) {
     served_model_name = extension == ".gguf" || extension == ".safetensors"
                             ? path.stem().string()
                             : path.filename().string();
+  }
+  if (moe_capacity_factor > 0 && model_config.moe.num_experts == 0) {
+    return Bad("moe-capacity-factor", "the model is not a mixture of experts");
   }
   if (kv_cache_dtype == "auto") kv_cache_dtype = "float32";
   if (dtype == "auto") dtype = "float32";
@@ -275,8 +297,18 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
   out.kv_cache_dtype = KvDType(kv_cache_dtype);
   out.throughput_activations =
       dtype == "bfloat16" ? kernels::ActivationType::kBF16 : kernels::ActivationType::kF32;
+  out.moe_capacity_factor = moe_capacity_factor;
+  out.moe_overflow =
+      moe_overflow == "next" ? kernels::CapacityOverflow::kNext : kernels::CapacityOverflow::kDrop;
   out.max_logprobs = max_logprobs;
   out.allow_traces = allow_traces;
+  if (LimitsEveryRow()) {
+    for (const kernels::Policy policy : {kernels::Policy::kPinned, kernels::Policy::kPortable}) {
+      out.refused_policies[policy] =
+          "the expert layers are limited for every request (--moe-capacity-scope all), so that "
+          "neighbours decide which experts answer";
+    }
+  }
   for (const kernels::Policy policy :
        {kernels::Policy::kThroughput, kernels::Policy::kPinned, kernels::Policy::kPortable}) {
     if (Allows(policy)) continue;

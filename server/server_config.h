@@ -43,6 +43,10 @@ struct ServerConfig {
   std::string device = "cpu";
   int32_t tensor_parallel_size = 1;
 
+  double moe_capacity_factor = 0;  // 0: no limit
+  std::string moe_overflow = "drop";
+  std::string moe_capacity_scope = "throughput";
+
   std::string default_determinism = "throughput";
   std::string determinism_policies = "throughput,pinned,portable";
   std::optional<uint64_t> seed;
@@ -70,6 +74,8 @@ struct ServerConfig {
   std::optional<kernels::cpu::Isa> Isa() const;  // nullopt: auto
   kernels::Policy DefaultPolicy() const;
   bool Allows(kernels::Policy policy) const;  // by --determinism-policies
+  // Whether experts are limited for deterministic requests too, which are then refused.
+  bool LimitsEveryRow() const { return moe_capacity_factor > 0 && moe_capacity_scope == "all"; }
 };
 
 // "1073741824", "512MiB", "2GiB", "1.5GB": bytes, with KiB, MiB, GiB, TiB (powers of 1024) or kB,

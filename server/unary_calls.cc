@@ -95,6 +95,15 @@ v1::GetServerInfoResponse GetServerInfo(const ServiceContext& context) {
   response.set_kv_pages_cached(stats.scheduler.cached_pages);
   response.set_kv_cache_bytes(stats.kv_cache_bytes);
   response.set_preemptions(stats.scheduler.preemptions);
+  for (const model::MoeStatistics& layer : stats.experts) {
+    v1::ExpertStatistics* experts = response.add_experts();
+    experts->set_layer(layer.layer);
+    experts->set_tokens(layer.tokens);
+    for (const int64_t tokens : layer.tokens_per_expert) experts->add_tokens_per_expert(tokens);
+    experts->set_lost_slots(layer.lost_slots);
+    experts->set_rerouted_slots(layer.rerouted_slots);
+    experts->set_imbalance(layer.Imbalance());
+  }
   response.set_prefix_queried_tokens(stats.scheduler.prefix_queried_tokens);
   response.set_prefix_hit_tokens(stats.scheduler.prefix_hit_tokens);
   response.set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - context.start_time));

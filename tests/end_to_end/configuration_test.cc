@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <set>
@@ -18,6 +19,9 @@ namespace {
 using ::testing::HasSubstr;
 
 const char kModel[] = "tests/fixtures/reference/gguf_llama_q4_1.gguf";
+
+// A case with this flag is compared with a plain server of that model.
+const char kMoeModel[] = "--model=tests/fixtures/reference/gguf_mixtral_q4_1.gguf";
 
 enum class Outcome {
   kSameBits,        // both strong policies answer with the bits of the plain server
@@ -76,6 +80,27 @@ const std::multimap<std::string, Case>& Cases() {
         {"--fragility-calibration=no/such/calibration.json"},
         "--fragility-calibration: no/such/calibration.json: cannot be read"}},
       {"allow-traces", {Outcome::kSameBits, {"--allow-traces"}, ""}},
+      {"moe-capacity-factor", {Outcome::kSameBits, {kMoeModel, "--moe-capacity-factor=0.5"}, ""}},
+      {"moe-capacity-factor",
+       {Outcome::kRefusesStart,
+        {"--moe-capacity-factor=0.5"},
+        "--moe-capacity-factor: the model is not a mixture"}},
+      {"moe-capacity-factor",
+       {Outcome::kRefusesStart,
+        {kMoeModel, "--moe-capacity-factor=-1"},
+        "--moe-capacity-factor: -1 is not in"}},
+      {"moe-overflow",
+       {Outcome::kSameBits, {kMoeModel, "--moe-capacity-factor=0.5", "--moe-overflow=next"}, ""}},
+      {"moe-capacity-scope",
+       {Outcome::kRefusesRequest,
+        {kMoeModel, "--moe-capacity-factor=0.5", "--moe-capacity-scope=all"},
+        "the expert layers are limited for every request (--moe-capacity-scope all), so that "
+        "neighbours decide which experts answer"}},
+      {"moe-capacity-scope",
+       {Outcome::kRefusesStart,
+        {kMoeModel, "--moe-capacity-factor=0.5", "--moe-capacity-scope=all",
+         "--default-determinism=pinned"},
+        "--default-determinism: pinned cannot be honoured"}},
       {"max-queued-requests", {Outcome::kSameBits, {"--max-queued-requests=16"}, ""}},
       {"max-queued-tokens", {Outcome::kSameBits, {"--max-queued-tokens=4000"}, ""}},
       {"batching-policy",
@@ -209,19 +234,22 @@ const v1::Determinism kStrong[] = {v1::DETERMINISM_PINNED, v1::DETERMINISM_PORTA
 
 class ConfigurationTest : public ::testing::Test {
  protected:
-  // The plain server's answers, each request alone, and its numerics ids.
+  // The plain servers' answers, each request alone, and their numerics ids.
   static void SetUpTestSuite() {
-    ServerProcess server(WithModel({}));
-    ASSERT_TRUE(server.ready()) << server.log();
-    const v1::GetServerInfoResponse info = Info(server);
-    for (const auto& [name, value] : info.configuration()) flags_.insert(name);
-    for (const v1::Determinism policy : kStrong) {
-      ids_[policy] = Policies(info)[policy].numerics_id();
-      EXPECT_FALSE(ids_[policy].empty());
-      for (const v1::GenerateRequest& request : Requests(policy)) {
-        answers_[policy].push_back(Ask(server, {request}).front());
-        EXPECT_TRUE(answers_[policy].back().status.ok());
-        EXPECT_EQ(answers_[policy].back().logits_sha256.size(), 64u);
+    for (const bool moe : {false, true}) {
+      ServerProcess server(
+          WithModel(moe ? std::vector<std::string>{kMoeModel} : std::vector<std::string>{}));
+      ASSERT_TRUE(server.ready()) << server.log();
+      const v1::GetServerInfoResponse info = Info(server);
+      for (const auto& [name, value] : info.configuration()) flags_.insert(name);
+      for (const v1::Determinism policy : kStrong) {
+        ids_[policy] = Policies(info)[policy].numerics_id();
+        EXPECT_FALSE(ids_[policy].empty());
+        for (const v1::GenerateRequest& request : Requests(policy)) {
+          answers_[moe][policy].push_back(Ask(server, {request}).front());
+          EXPECT_TRUE(answers_[moe][policy].back().status.ok());
+          EXPECT_EQ(answers_[moe][policy].back().logits_sha256.size(), 64u);
+        }
       }
     }
   }
@@ -237,17 +265,26 @@ class ConfigurationTest : public ::testing::Test {
     std::map<v1::Determinism, v1::PolicyInfo> policies = Policies(Info(server));
     for (const v1::Determinism policy : kStrong) {
       EXPECT_TRUE(policies[policy].honoured()) << label;
-      // Twice, so that caches have something to give.
-      std::vector<Answer> answers = Ask(server, Requests(policy));
-      const std::vector<Answer> again = Ask(server, Requests(policy));
-      answers.insert(answers.end(), again.begin(), again.end());
+      // Among throughput requests; twice, so that caches have something to give.
+      std::vector<v1::GenerateRequest> requests = Requests(policy);
+      for (int i = 0; i < 2; ++i) {
+        for (const v1::GenerateRequest& other : Requests(v1::DETERMINISM_THROUGHPUT)) {
+          requests.push_back(other);
+        }
+      }
+      const bool moe = std::find(c.flags.begin(), c.flags.end(), kMoeModel) != c.flags.end();
+      const std::vector<Answer>& expected = answers_[moe][policy];
+      std::vector<Answer> answers = Ask(server, requests);
+      answers.resize(expected.size());
+      std::vector<Answer> again = Ask(server, requests);
+      answers.insert(answers.end(), again.begin(), again.begin() + expected.size());
       const bool same_id = policies[policy].numerics_id() == ids_[policy];
       EXPECT_TRUE(same_id || c.outcome == Outcome::kOtherId) << label;
       for (size_t i = 0; i < answers.size(); ++i) {
         EXPECT_TRUE(answers[i].status.ok()) << label << ": " << answers[i].status.error_message();
         EXPECT_EQ(answers[i].numerics_id, policies[policy].numerics_id()) << label;
         if (same_id) {
-          const Answer& base = answers_[policy][i % answers_[policy].size()];
+          const Answer& base = expected[i % expected.size()];
           EXPECT_TRUE(answers[i] == base)
               << label << ": " << v1::Determinism_Name(policy) << " request " << i << " has chain "
               << answers[i].logits_sha256 << " instead of " << base.logits_sha256;
@@ -283,12 +320,13 @@ class ConfigurationTest : public ::testing::Test {
 
   static std::set<std::string> flags_;
   static std::map<v1::Determinism, std::string> ids_;
-  static std::map<v1::Determinism, std::vector<Answer>> answers_;
+  // By model, the second being the mixture of experts.
+  static std::map<v1::Determinism, std::vector<Answer>> answers_[2];
 };
 
 std::set<std::string> ConfigurationTest::flags_;
 std::map<v1::Determinism, std::string> ConfigurationTest::ids_;
-std::map<v1::Determinism, std::vector<Answer>> ConfigurationTest::answers_;
+std::map<v1::Determinism, std::vector<Answer>> ConfigurationTest::answers_[2];
 
 TEST_F(ConfigurationTest, EveryFlagHasAnEntry) {
   std::set<std::string> known;
