@@ -97,6 +97,39 @@ TEST(EngineMoeTest, StrongRequestsHaveTheSameBitsWhoeverCrowdsTheExperts) {
   }
 }
 
+// A throughput request rides along with a strong one, on strong kernels, and loses nearly all of
+// its experts; a strong request with the same prompt must not read the pages that it wrote.
+TEST(EngineMoeTest, StrongRequestsDoNotReadPagesWrittenUnderLimits) {
+  EngineConfig config = TinyConfig();
+  config.moe_capacity_factor = 0.01;
+  GenerationRequest request = GreedyRequest(RandomPrompt(7, 60), 8);
+  request.policy = Policy::kPinned;
+  const CollectingSink::Sample expected = Alone(request);
+  std::unique_ptr<Engine> engine = Start(config);
+  GenerationRequest companion = GreedyRequest(RandomPrompt(8, 10), 200);
+  companion.policy = Policy::kPinned;
+  GenerationRequest limited = request;
+  limited.policy = Policy::kThroughput;
+  // Submitted between two steps of the companion, so that they share the next ones.
+  std::shared_ptr<CollectingSink> written;
+  auto beside = std::make_shared<CollectingSink>();
+  beside->on_delta = [&](int deltas) {
+    if (deltas == 2) written = Send(*engine, limited);
+  };
+  const absl::StatusOr<RequestId> id = engine->Submit(companion, beside);
+  ASSERT_TRUE(id.ok()) << id.status();
+  beside->WaitForDeltas(3);
+  ASSERT_NE(written, nullptr);
+  ASSERT_TRUE(written->Wait().ok()) << written->final_status;
+  EXPECT_GT(engine->stats().steps.ride_along_rows, 0) << "the circumstance did not happen";
+  EXPECT_NE(written->samples[0].finished.logits_sha256, expected.finished.logits_sha256);
+  const std::shared_ptr<CollectingSink> sink = Send(*engine, request);
+  ASSERT_TRUE(sink->Wait().ok()) << sink->final_status;
+  EXPECT_EQ(sink->samples[0].finished.logits_sha256, expected.finished.logits_sha256);
+  engine->Cancel(*id);
+  beside->Wait();
+}
+
 // The other side: without a strong policy, neighbours change the answer, so the limits are at work.
 TEST(EngineMoeTest, ThroughputRequestsFeelTheirNeighboursUnderCapacity) {
   EngineConfig config = TinyConfig();

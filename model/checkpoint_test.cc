@@ -241,6 +241,17 @@ TEST_F(CheckpointTest, FingerprintCoversWeightsAndConfiguration) {
   EXPECT_TRUE(fingerprints.contains((*reordered)->WeightsFingerprint()));
 }
 
+// Receipts name a model by its fingerprint: what is added for other families must not move it.
+TEST_F(CheckpointTest, FingerprintsOfDenseModelsStayAsTheyWere) {
+  const std::pair<const char*, const char*> fingerprints[] = {
+      {"llama", "67624ca1ea201849894023fe512ae7aafd71737dd978c0cbcfb19fdc3d7b7f3a"},
+      {"qwen2", "1357e10e2e550d4f7ec06c7ba71996a5b7e2d755cb8e859ca1bfe17656d8ecd9"},
+      {"qwen3", "4e08a33956310709fc05906a6056f8829af50b915371b632ffe82fa737e40c84"}};
+  for (const auto& [architecture, fingerprint] : fingerprints) {
+    EXPECT_EQ((*Open(TinyGguf(architecture)))->WeightsFingerprint(), fingerprint) << architecture;
+  }
+}
+
 void ExpectClear(const absl::Status& status, const std::string& what) {
   EXPECT_TRUE(absl::IsInvalidArgument(status) || absl::IsUnimplemented(status) ||
               absl::IsNotFound(status))
@@ -341,6 +352,8 @@ TEST_F(CheckpointTest, DemoModelOpens) {
   const auto tokenizer = (*checkpoint)->LoadTokenizer();
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ((*tokenizer)->vocab_size(), 49152);
+  EXPECT_EQ((*checkpoint)->WeightsFingerprint(),
+            "c0eff1746068a4ae34795af49a94cda60f60899471349d2234c324419afaa557");
 }
 
 }  // namespace

@@ -274,7 +274,8 @@ TEST(MoeForwardErrorTest, TheSmallestCapacityIsOneToken) {
   const std::unique_ptr<ForwardRunner> runner = RunnerOf("hf_mixtral", 1e-9);
   ASSERT_NE(runner, nullptr);
   const std::vector<ForwardSequence> prompts = Prompts(runner->config().vocab_size);
-  for (const LogitRow& row : LogitsOf(*runner, prompts, Policy::kThroughput, 0).back()) {
+  const Logits logits = LogitsOf(*runner, prompts, Policy::kThroughput, 0);
+  for (const LogitRow& row : logits.back()) {
     EXPECT_TRUE(std::isfinite(row[0]));
   }
   const auto statistics = runner->transformer().ExpertStatistics();
