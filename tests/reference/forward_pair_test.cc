@@ -128,7 +128,8 @@ TEST_P(ForwardPairTest, PinnedHasOneAnswerInEveryBatchAndChunking) {
 INSTANTIATE_TEST_SUITE_P(Checkpoints, ForwardPairTest,
                          ::testing::Values("gguf_llama_q4_1.gguf", "gguf_llama_q4_k.gguf",
                                            "gguf_qwen3_q8_0.gguf", "gguf_llama_bf16.gguf",
-                                           "gguf_qwen2_q4_1.gguf"),
+                                           "gguf_qwen2_q4_1.gguf", "gguf_mixtral_q4_1.gguf",
+                                           "gguf_qwen2moe_q8_0.gguf", "hf_granitemoe", "hf_olmoe"),
                          [](const auto& info) {
                            const std::string name = info.param;
                            return name.substr(0, name.find('.'));
