@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,8 +31,8 @@ double NegativeLogLikelihood(absl::Span<const float> logits, int32_t token) {
   double sum = 0;
   for (const float logit : logits) {
     const double x = static_cast<double>(logit) - static_cast<double>(max);
-    // Written so that a NaN reaches the sum.
-    if (!(x < kNegligibleExponent)) sum += numerics::Exp64(x);
+    if (!(x <= 0)) return std::numeric_limits<double>::quiet_NaN();  // a NaN, or +inf
+    if (x >= kNegligibleExponent) sum += numerics::Exp64(x);
   }
   return numerics::Log64(sum) - (static_cast<double>(logits[token]) - static_cast<double>(max));
 }

@@ -32,7 +32,7 @@ struct Perplexity {
   std::vector<double> window_nll;  // mean of each window, in order
 };
 
-// −ln softmax(logits)[token] in double: the maximum is taken out, exp and ln are the contract's
+// −ln softmax(logits)[token] in double, NaN where a logit is NaN or +inf: the maximum is taken out, exp and ln are the contract's
 // (kernels/numerics/elementary64.h), the sum runs in ascending id.
 double NegativeLogLikelihood(absl::Span<const float> logits, int32_t token);
 
