@@ -67,6 +67,19 @@ Perplexity Summarise(std::vector<double> window_nll, int64_t tokens_per_window, 
   return result;
 }
 
+absl::StatusOr<PerplexityRatio> Compare(absl::Span<const double> window_nll,
+                                        absl::Span<const double> baseline, uint64_t seed,
+                                        int64_t draws) {
+  if (window_nll.empty() || window_nll.size() != baseline.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(window_nll.size(), " windows beside ", baseline.size(), " of the baseline"));
+  }
+  std::vector<double> difference(window_nll.begin(), window_nll.end());
+  for (size_t i = 0; i < baseline.size(); ++i) difference[i] -= baseline[i];
+  const Perplexity result = Summarise(std::move(difference), 1, seed, draws);
+  return PerplexityRatio{result.perplexity, result.low, result.high};
+}
+
 absl::StatusOr<Perplexity> MeasurePerplexity(const model::Checkpoint& checkpoint,
                                              absl::Span<const std::vector<int32_t>> windows,
                                              const PerplexityOptions& options) {

@@ -32,14 +32,24 @@ struct Perplexity {
   std::vector<double> window_nll;  // mean of each window, in order
 };
 
-// −ln softmax(logits)[token] in double, NaN where a logit is NaN or +inf: the maximum is taken out, exp and ln are the contract's
-// (kernels/numerics/elementary64.h), the sum runs in ascending id.
+// −ln softmax(logits)[token] in double, NaN where a logit is NaN or +inf: the maximum is taken out,
+// exp and ln are the contract's (kernels/numerics/elementary64.h), the sum runs in ascending id.
 double NegativeLogLikelihood(absl::Span<const float> logits, int32_t token);
 
 // Mean, perplexity and interval of windows of `tokens_per_window` predicted tokens each. At least
 // one window; with one the interval is a point.
 Perplexity Summarise(std::vector<double> window_nll, int64_t tokens_per_window, uint64_t seed,
                      int64_t draws);
+
+// Perplexity over a baseline's on the same windows, with an interval by drawing windows in pairs:
+// much narrower than the two intervals, since hard windows are hard for both.
+struct PerplexityRatio {
+  double ratio = 1, low = 1, high = 1;
+};
+// INVALID_ARGUMENT unless both have as many windows, at least one.
+absl::StatusOr<PerplexityRatio> Compare(absl::Span<const double> window_nll,
+                                        absl::Span<const double> baseline, uint64_t seed,
+                                        int64_t draws);
 
 // INVALID_ARGUMENT for windows of other lengths or below 2 tokens; INTERNAL naming window and
 // position when a likelihood is not finite.

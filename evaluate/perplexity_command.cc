@@ -14,6 +14,7 @@
 #include "evaluate/token_windows.h"
 #include "flags/flag_set.h"
 #include "model/checkpoint.h"
+#include "model/strict_json.h"
 #include "nlohmann/json.hpp"
 #include "report/files.h"
 
@@ -21,7 +22,7 @@ namespace verbatim::evaluate {
 namespace {
 
 struct Flags {
-  std::string model, text, output, policy = "portable", dtype = "float32";
+  std::string model, text, output, baseline, policy = "portable", dtype = "float32";
   int64_t tokens = 0;
   PerplexityOptions options;
 };
@@ -64,6 +65,30 @@ absl::Status Validate(const Flags& flags) {
   return absl::OkStatus();
 }
 
+// The ratio to the result in a file that --output wrote for the same text and windows.
+absl::StatusOr<PerplexityRatio> CompareWith(const std::string& path, const std::string& text,
+                                            const Perplexity& result, const Flags& flags) {
+  const absl::StatusOr<nlohmann::json> baseline = model::ReadStrictJsonFile(path);
+  if (!baseline.ok()) return baseline.status();
+  const auto refuse = [&](const std::string& what) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", what));
+  };
+  std::vector<double> window_nll;
+  try {
+    if (baseline->at("text_sha256") != Sha256(text)) return refuse("was measured on another text");
+    if (baseline->at("context") != flags.options.window_tokens) {
+      return refuse("was measured with another --context");
+    }
+    window_nll = baseline->at("window_negative_log_likelihood").get<std::vector<double>>();
+  } catch (const nlohmann::json::exception& error) {
+    return refuse(absl::StrCat("is no result of verbatim perplexity: ", error.what()));
+  }
+  absl::StatusOr<PerplexityRatio> ratio = Compare(
+      result.window_nll, window_nll, flags.options.bootstrap_seed, flags.options.bootstrap_draws);
+  if (!ratio.ok()) return refuse(std::string(ratio.status().message()));
+  return ratio;
+}
+
 absl::Status Run(const Flags& flags) {
   absl::StatusOr<std::unique_ptr<model::Checkpoint>> checkpoint =
       model::Checkpoint::Open(flags.model);
@@ -85,10 +110,22 @@ absl::Status Run(const Flags& flags) {
       result->perplexity, result->low, result->high, result->mean_nll,
       static_cast<long long>(result->tokens), windows->size(), static_cast<long long>(length),
       flags.policy.c_str(), absl::ToDoubleSeconds(absl::Now() - start));
+  nlohmann::ordered_json ratio_json = nullptr;
+  if (!flags.baseline.empty()) {
+    const absl::StatusOr<PerplexityRatio> ratio =
+        CompareWith(flags.baseline, *text, *result, flags);
+    if (!ratio.ok()) return ratio.status();
+    std::printf("%.4f of the baseline's (%.4f to %.4f, windows in pairs)\n", ratio->ratio,
+                ratio->low, ratio->high);
+    ratio_json = {{"baseline", flags.baseline},
+                  {"ratio", ratio->ratio},
+                  {"interval_95", {ratio->low, ratio->high}}};
+  }
   if (flags.output.empty()) return absl::OkStatus();
   const nlohmann::ordered_json json = {{"model", flags.model},
                                        {"weights_sha256", (*checkpoint)->WeightsFingerprint()},
                                        {"text", flags.text},
+                                       {"text_sha256", Sha256(*text)},
                                        {"policy", flags.policy},
                                        {"dtype", flags.dtype},
                                        {"context", length},
@@ -121,6 +158,8 @@ int RunPerplexity(int argc, char** argv) {
   flags.Add("threads", &values.options.threads, "compute threads; 0: every core");
   flags.Add("bootstrap-draws", &values.options.bootstrap_draws, "of the interval");
   flags.Add("bootstrap-seed", &values.options.bootstrap_seed, "of the interval");
+  flags.Add("baseline", &values.baseline,
+            "a result of --output on the same text: print the ratio to its perplexity");
   flags.Add("output", &values.output, "write the result as JSON");
   const auto positional = flags.Parse(argc, argv);
   if (positional.ok() && flags.help_requested()) {

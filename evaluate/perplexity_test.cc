@@ -68,6 +68,26 @@ TEST(Summarise, OneWindowHasNoInterval) {
   EXPECT_DOUBLE_EQ(result.high, result.perplexity);
 }
 
+TEST(Compare, WindowsAreComparedInPairs) {
+  // Windows scatter by 1 nat, but each is 0.1 ± 0.01 nats harder than the baseline's.
+  std::vector<double> nll, baseline;
+  for (int i = 0; i < 100; ++i) {
+    baseline.push_back(2 + numerics::PhiloxWord(4, 0, 0, i) * 0x1p-32);
+    nll.push_back(baseline.back() + (i % 2 == 0 ? 0.09 : 0.11));
+  }
+  const auto result = Compare(nll, baseline, 1, 1000);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_NEAR(result->ratio, std::exp(0.1), 1e-9);
+  // A standard error of 0.001; the limits are some two of them away, and no more than four.
+  EXPECT_GT(result->low, std::exp(0.096));
+  EXPECT_LT(result->low, std::exp(0.099));
+  EXPECT_LT(result->high, std::exp(0.104));
+  EXPECT_GT(result->high, std::exp(0.101));
+  baseline.pop_back();
+  EXPECT_FALSE(Compare(nll, baseline, 1, 1000).ok());
+  EXPECT_FALSE(Compare({}, {}, 1, 1000).ok());
+}
+
 class MeasureTest : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -1,11 +1,14 @@
 // Reading of texts and cutting of their ids.
 #include "evaluate/token_windows.h"
 
+#include <openssl/evp.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 
 namespace verbatim::evaluate {
@@ -30,6 +33,13 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
   }
   if (text.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": is empty"));
   return text;
+}
+
+std::string Sha256(std::string_view text) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  EVP_Digest(text.data(), text.size(), digest, &size, EVP_sha256(), nullptr);
+  return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), size));
 }
 
 absl::StatusOr<std::vector<std::vector<int32_t>>> CutWindows(const model::Tokenizer& tokenizer,

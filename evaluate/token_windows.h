@@ -16,6 +16,9 @@ namespace verbatim::evaluate {
 // replaces it. NOT_FOUND or UNAVAILABLE naming the file, INVALID_ARGUMENT for an empty one.
 absl::StatusOr<std::string> ReadText(const std::string& path);
 
+// SHA-256 in hex, by which results name the text that they are about.
+std::string Sha256(std::string_view text);
+
 // The text's ids, without the tokens that a tokenizer adds and with the text of special tokens
 // taken literally, cut into windows of `window_tokens`; the rest is dropped. At most `max_windows`
 // (0: all), spread evenly over the text where there are more. INVALID_ARGUMENT, naming `source`,

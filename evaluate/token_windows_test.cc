@@ -63,6 +63,10 @@ TEST(CutWindows, SpecialTokensInATextAreText) {
   }
 }
 
+TEST(Sha256, IsThatOfTheStandard) {
+  EXPECT_EQ(Sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
 TEST(ReadText, NamesTheFile) {
   EXPECT_EQ(ReadText("no/such/file").status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(ReadText("no/such/file").status().message()), HasSubstr("no/such/file"));

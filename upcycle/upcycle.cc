@@ -1,15 +1,12 @@
 // The steps of upcycling: read, calibrate, fit, write.
 #include "upcycle/upcycle.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "evaluate/token_windows.h"
@@ -29,13 +26,6 @@ using kernels::cpu::ThreadPool;
 
 constexpr int64_t kNeuronMultiple = 32;
 constexpr int64_t kMostExperts = 64;
-
-std::string Sha256(const std::string& text) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  EVP_Digest(text.data(), text.size(), digest, &size, EVP_sha256(), nullptr);
-  return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), size));
-}
 
 absl::Status CheckParent(const model::Checkpoint& parent) {
   const model::ModelConfig& config = parent.config();
@@ -72,7 +62,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> ReadCalibration(const UpcycleO
     const std::string& path = options.calibration_texts[i];
     const absl::StatusOr<std::string> text = evaluate::ReadText(path);
     if (!text.ok()) return text.status();
-    provenance.calibration.push_back({fs::path(path).filename().string(), Sha256(*text)});
+    provenance.calibration.push_back({fs::path(path).filename().string(), evaluate::Sha256(*text)});
     const int64_t share = wanted * (i + 1) / texts - wanted * i / texts;
     if (share == 0) continue;
     auto cut = evaluate::CutWindows(tokenizer, *text, path, options.window_tokens, share);
