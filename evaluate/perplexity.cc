@@ -88,10 +88,21 @@ absl::StatusOr<Perplexity> MeasurePerplexity(const model::Checkpoint& checkpoint
     return absl::InvalidArgumentError(absl::StrCat("perplexity needs windows of 2 tokens or more; ",
                                                    windows.size(), " windows of ", length));
   }
+  const model::MoeConfig& moe = checkpoint.config().moe;
+  if (options.moe_capacity_factor > 0 && moe.num_experts == 0) {
+    return absl::InvalidArgumentError(
+        "a capacity limit, but the model is not a mixture of experts");
+  }
+  if (options.moe_capacity_factor > 0 && kernels::IsStrong(options.mode.policy)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a capacity limit, but policy ", std::string(NameOf(options.mode.policy)), " has none"));
+  }
   absl::StatusOr<std::unique_ptr<WindowRunner>> runner =
       WindowRunner::Create(checkpoint, {.threads = options.threads,
                                         .window_tokens = length,
-                                        .max_batch_rows = options.max_batch_rows});
+                                        .max_batch_rows = options.max_batch_rows,
+                                        .moe_capacity_factor = options.moe_capacity_factor,
+                                        .moe_overflow = options.moe_overflow});
   if (!runner.ok()) return runner.status();
   const int64_t vocab = checkpoint.config().vocab_size;
   const int64_t total = static_cast<int64_t>(windows.size());
@@ -126,8 +137,16 @@ absl::StatusOr<Perplexity> MeasurePerplexity(const model::Checkpoint& checkpoint
         return absl::OkStatus();
       });
   if (!status.ok()) return status;
-  return Summarise(std::move(window_nll), length - 1, options.bootstrap_seed,
-                   options.bootstrap_draws);
+  Perplexity result =
+      Summarise(std::move(window_nll), length - 1, options.bootstrap_seed, options.bootstrap_draws);
+  const auto layers = (*runner)->transformer().ExpertStatistics();
+  if (!layers.ok()) return layers.status();
+  for (const model::MoeStatistics& layer : *layers) {
+    result.moe_slots += layer.tokens * moe.experts_per_token;
+    result.moe_lost_slots += layer.lost_slots;
+    result.moe_rerouted_slots += layer.rerouted_slots;
+  }
+  return result;
 }
 
 }  // namespace verbatim::evaluate

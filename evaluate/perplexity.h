@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/ops/moe.h"
 #include "kernels/ops/numeric_mode.h"
 #include "model/checkpoint.h"
 
@@ -18,7 +19,10 @@ struct PerplexityOptions {
   int64_t window_tokens = 512;   // at least 2; the first token of a window is given, not predicted
   int64_t max_batch_rows = 512;  // rows of one forward pass
   kernels::NumericMode mode;     // PORTABLE unless said otherwise
-  uint64_t bootstrap_seed = 1;   // of the interval
+  // Of mixtures of experts, as in WindowRunnerOptions; a limit needs THROUGHPUT.
+  double moe_capacity_factor = 0;
+  kernels::CapacityOverflow moe_overflow = kernels::CapacityOverflow::kDrop;
+  uint64_t bootstrap_seed = 1;  // of the interval
   int64_t bootstrap_draws = 2000;
   // Called after each window with the number done and the number in all; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
@@ -30,6 +34,9 @@ struct Perplexity {
   double perplexity = 0;           // exp(mean_nll)
   double low = 0, high = 0;        // 95 % percentile bootstrap over windows (B. Efron, 1979)
   std::vector<double> window_nll;  // mean of each window, in order
+  // Mixtures of experts: experts that rows had, over all layers, and how many of these slots were
+  // lost or went to another expert because an expert was full.
+  int64_t moe_slots = 0, moe_lost_slots = 0, moe_rerouted_slots = 0;
 };
 
 // −ln softmax(logits)[token] in double, NaN where a logit is NaN or +inf: the maximum is taken out,
@@ -51,7 +58,8 @@ absl::StatusOr<PerplexityRatio> Compare(absl::Span<const double> window_nll,
                                         absl::Span<const double> baseline, uint64_t seed,
                                         int64_t draws);
 
-// INVALID_ARGUMENT for windows of other lengths or below 2 tokens; INTERNAL naming window and
+// INVALID_ARGUMENT for windows of other lengths or below 2 tokens, and for a capacity limit under a
+// strong policy or of a dense model; INTERNAL naming window and
 // position when a likelihood is not finite.
 absl::StatusOr<Perplexity> MeasurePerplexity(const model::Checkpoint& checkpoint,
                                              absl::Span<const std::vector<int32_t>> windows,

@@ -22,7 +22,8 @@ namespace verbatim::evaluate {
 namespace {
 
 struct Flags {
-  std::string model, text, output, baseline, policy = "portable", dtype = "float32";
+  std::string model, text, output, baseline, policy = "portable", dtype = "float32",
+                                             overflow = "drop";
   int64_t tokens = 0;
   PerplexityOptions options;
 };
@@ -48,6 +49,16 @@ absl::Status ReadMode(const Flags& flags, kernels::NumericMode* mode) {
   return absl::OkStatus();
 }
 
+absl::Status ReadOverflow(const Flags& flags, kernels::CapacityOverflow* overflow) {
+  if (flags.overflow != "drop" && flags.overflow != "next") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--moe-overflow: '", flags.overflow, "' is not drop or next"));
+  }
+  *overflow = flags.overflow == "drop" ? kernels::CapacityOverflow::kDrop
+                                       : kernels::CapacityOverflow::kNext;
+  return absl::OkStatus();
+}
+
 absl::Status Validate(const Flags& flags) {
   if (flags.model.empty()) return absl::InvalidArgumentError("--model: is required");
   if (flags.text.empty()) return absl::InvalidArgumentError("--text: is required");
@@ -58,6 +69,15 @@ absl::Status Validate(const Flags& flags) {
   if (flags.tokens != 0 && flags.tokens < flags.options.window_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--tokens: ", flags.tokens, " is less than one window of ", flags.options.window_tokens));
+  }
+  const double factor = flags.options.moe_capacity_factor;
+  if (!(factor >= 0 && factor <= 1e6)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--moe-capacity-factor: ", factor, " is not from 0 to 1000000"));
+  }
+  if (factor > 0 && kernels::IsStrong(flags.options.mode.policy)) {
+    return absl::InvalidArgumentError(absl::StrCat("--moe-capacity-factor: --policy ", flags.policy,
+                                                   " has no capacity; use throughput"));
   }
   if (flags.options.bootstrap_draws < 0 || flags.options.bootstrap_draws > 1000000) {
     return absl::InvalidArgumentError("--bootstrap-draws: is not from 0 to 1000000");
@@ -110,6 +130,21 @@ absl::Status Run(const Flags& flags) {
       result->perplexity, result->low, result->high, result->mean_nll,
       static_cast<long long>(result->tokens), windows->size(), static_cast<long long>(length),
       flags.policy.c_str(), absl::ToDoubleSeconds(absl::Now() - start));
+  nlohmann::ordered_json moe = nullptr;
+  if (result->moe_slots > 0) {
+    const auto slots = static_cast<double>(result->moe_slots);
+    const double lost = static_cast<double>(result->moe_lost_slots) / slots;
+    const double rerouted = static_cast<double>(result->moe_rerouted_slots) / slots;
+    if (flags.options.moe_capacity_factor > 0) {
+      std::printf("capacity factor %g: %.2f %% of experts lost, %.2f %% replaced\n",
+                  flags.options.moe_capacity_factor, 100 * lost, 100 * rerouted);
+    }
+    moe = {{"capacity_factor", flags.options.moe_capacity_factor},
+           {"overflow", flags.overflow},
+           {"slots", result->moe_slots},
+           {"lost_share", lost},
+           {"rerouted_share", rerouted}};
+  }
   nlohmann::ordered_json ratio_json = nullptr;
   if (!flags.baseline.empty()) {
     const absl::StatusOr<PerplexityRatio> ratio =
@@ -155,6 +190,11 @@ int RunPerplexity(int argc, char** argv) {
   flags.Add("policy", &values.policy, "throughput, pinned or portable");
   flags.Add("dtype", &values.dtype, "activations in throughput mode: float32 or bfloat16");
   flags.Add("max-batch-rows", &values.options.max_batch_rows, "tokens of one forward pass");
+  flags.Add("moe-capacity-factor", &values.options.moe_capacity_factor,
+            "mixtures of experts, throughput only: an expert takes at most ceil(F · tokens of a "
+            "pass · k / experts); 0: no limit");
+  flags.Add("moe-overflow", &values.overflow,
+            "what becomes of a token whose expert is full: drop or next");
   flags.Add("threads", &values.options.threads, "compute threads; 0: every core");
   flags.Add("bootstrap-draws", &values.options.bootstrap_draws, "of the interval");
   flags.Add("bootstrap-seed", &values.options.bootstrap_seed, "of the interval");
@@ -171,6 +211,7 @@ int RunPerplexity(int argc, char** argv) {
     usage = absl::InvalidArgumentError("takes no arguments besides flags; see --help");
   }
   usage.Update(ReadMode(values, &values.options.mode));
+  usage.Update(ReadOverflow(values, &values.options.moe_overflow));
   usage.Update(Validate(values));
   if (!usage.ok()) {
     std::fprintf(stderr, "verbatim perplexity: %s\n", std::string(usage.message()).c_str());

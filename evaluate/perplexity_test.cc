@@ -135,6 +135,30 @@ TEST_F(MeasureTest, BatchesAndThreadsDoNotShow) {
   EXPECT_EQ(Measure(2, 100).window_nll, alone.window_nll);
 }
 
+TEST_F(MeasureTest, CapacityIsForMixturesInThroughputMode) {
+  PerplexityOptions options;
+  options.window_tokens = 24;
+  options.moe_capacity_factor = 0.5;
+  EXPECT_THAT(std::string(MeasurePerplexity(*checkpoint_, windows_, options).status().message()),
+              HasSubstr("not a mixture"));
+  auto mixture = model::Checkpoint::Open("tests/fixtures/reference/hf_mixtral");
+  ASSERT_TRUE(mixture.ok()) << mixture.status();
+  EXPECT_THAT(std::string(MeasurePerplexity(**mixture, windows_, options).status().message()),
+              HasSubstr("policy portable has none"));
+  options.mode.policy = kernels::Policy::kThroughput;
+  const auto limited = MeasurePerplexity(**mixture, windows_, options);
+  ASSERT_TRUE(limited.ok()) << limited.status();
+  // At most half of the slots fit.
+  EXPECT_GE(2 * limited->moe_lost_slots, limited->moe_slots - 2 * 5 * 8);
+  EXPECT_LT(limited->moe_lost_slots, limited->moe_slots);
+  options.moe_capacity_factor = 0;
+  const auto free = MeasurePerplexity(**mixture, windows_, options);
+  ASSERT_TRUE(free.ok()) << free.status();
+  EXPECT_EQ(free->moe_slots, limited->moe_slots);
+  EXPECT_EQ(free->moe_lost_slots, 0);
+  EXPECT_NE(free->mean_nll, limited->mean_nll);
+}
+
 TEST_F(MeasureTest, NamesWhatIsWrong) {
   PerplexityOptions options;
   options.window_tokens = 24;

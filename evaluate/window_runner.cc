@@ -33,7 +33,9 @@ absl::StatusOr<std::unique_ptr<WindowRunner>> WindowRunner::Create(
       model::Transformer::Load(*runner->backend_, checkpoint,
                                {.max_batch_rows = windows * options.window_tokens,
                                 .max_logit_rows = kLogitRows,
-                                .max_model_len = options.window_tokens});
+                                .max_model_len = options.window_tokens,
+                                .moe_capacity_factor = options.moe_capacity_factor,
+                                .moe_overflow = options.moe_overflow});
   if (!transformer.ok()) return transformer.status();
   runner->transformer_ = *std::move(transformer);
   const int64_t pages = (options.window_tokens + kPageTokens - 1) / kPageTokens;

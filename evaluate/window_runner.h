@@ -19,6 +19,9 @@ struct WindowRunnerOptions {
   int threads = 0;               // 0: every core this process may use
   int64_t window_tokens = 512;   // positions of a window
   int64_t max_batch_rows = 512;  // of one forward pass; at least window_tokens
+  // Of mixtures of experts (model::TransformerOptions): all rows of a pass compete. 0: no limit.
+  double moe_capacity_factor = 0;
+  kernels::CapacityOverflow moe_overflow = kernels::CapacityOverflow::kDrop;
 };
 
 // One window after the other, each from position 0 in one pass, several in a pass where they fit.

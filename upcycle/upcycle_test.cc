@@ -244,6 +244,31 @@ TEST_F(UpcycleTest, APartOfAnExactCopyIsTheParent) {
   }
 }
 
+// Experts that are copies, whose weights sum to 1, compute what the dense model computes.
+TEST_F(UpcycleTest, AMixtureOfExactCopiesPredictsAsItsParent) {
+  UpcycleOptions options = Options("copy");
+  options.keep = 1;
+  options.noise = 0;
+  Make(options);
+  const auto parent = model::Checkpoint::Open(kGguf), copy = model::Checkpoint::Open(Path("copy"));
+  ASSERT_TRUE(parent.ok() && copy.ok()) << copy.status();
+  EXPECT_EQ((*copy)->config().moe.num_experts, 4);
+  EXPECT_EQ((*copy)->config().moe.experts_per_token, 2);
+  std::vector<std::vector<int32_t>> windows(4);
+  for (size_t i = 0; i < windows.size() * 32; ++i) {
+    windows[i / 32].push_back(static_cast<int32_t>((i * i * 7 + 3 * i) % 280));
+  }
+  evaluate::PerplexityOptions measure;
+  measure.window_tokens = 32;
+  const auto of_parent = evaluate::MeasurePerplexity(**parent, windows, measure);
+  const auto of_copy = evaluate::MeasurePerplexity(**copy, windows, measure);
+  ASSERT_TRUE(of_parent.ok() && of_copy.ok()) << of_copy.status();
+  for (size_t w = 0; w < windows.size(); ++w) {
+    // bf16 rounds a weight by at most 2^-9 of it.
+    EXPECT_NEAR(of_copy->window_nll[w], of_parent->window_nll[w], 0.03);
+  }
+}
+
 TEST_F(UpcycleTest, TheTokenizerIsTheParents) {
   Make(Options("moe"));
   const auto tokenizer = model::Tokenizer::FromJsonFile(Path("moe/tokenizer.json"));
@@ -314,7 +339,7 @@ TEST_F(UpcycleTest, ParentsAndPlacesAreRefusedByName) {
   // A mixture of experts is no parent.
   options = Options("again");
   options.model = Path("moe");
-  EXPECT_FALSE(Upcycle(options).ok());
+  EXPECT_EQ(Upcycle(options).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 }  // namespace
