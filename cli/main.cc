@@ -6,10 +6,12 @@
 #include "client/compare_command.h"
 #include "client/generate_command.h"
 #include "conformance/conformance_command.h"
+#include "evaluate/perplexity_command.h"
 #include "lab/lab_command.h"
 #include "replay/explain_command.h"
 #include "replay/replay_command.h"
 #include "server/serve_command.h"
+#include "upcycle/upcycle_command.h"
 #include "verify/verify_command.h"
 
 namespace {
@@ -31,6 +33,8 @@ constexpr Subcommand kSubcommands[] = {
     {"explain", "say why two runs of a prompt differ", verbatim::replay::RunExplain},
     {"conformance", "check that deterministic answers keep every bit",
      verbatim::conformance::RunConformance},
+    {"upcycle", "make a mixture of experts from a dense model", verbatim::upcycle::RunUpcycle},
+    {"perplexity", "measure how well a model predicts a text", verbatim::evaluate::RunPerplexity},
     {"lab", "run an experiment, such as the demonstration", verbatim::lab::RunLab},
 };
 

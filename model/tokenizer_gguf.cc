@@ -326,8 +326,12 @@ class Reader {
 
 }  // namespace
 
+absl::StatusOr<TokenizerSpec> ReadGgufTokenizerSpec(const GgufFile& file) {
+  return Reader(file).Read();
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const GgufFile& file) {
-  absl::StatusOr<TokenizerSpec> spec = Reader(file).Read();
+  absl::StatusOr<TokenizerSpec> spec = ReadGgufTokenizerSpec(file);
   if (!spec.ok()) return spec.status();
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = BpeTokenizer::Create(*std::move(spec));
   if (!tokenizer.ok()) {

@@ -7,10 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "model/bpe.h"
 #include "model/pre_tokenizer.h"
 
 namespace verbatim::model {
+
+class GgufFile;
 
 // A token recognised as a whole before byte-pair encoding sees the text.
 struct AddedToken {
@@ -65,6 +68,9 @@ struct TokenizerSpec {
   std::vector<int32_t> eos_ids;
   std::string chat_template;
 };
+
+// What the tokenizer.ggml.* metadata of a GGUF file describes.
+absl::StatusOr<TokenizerSpec> ReadGgufTokenizerSpec(const GgufFile& file);
 
 // Adds the ids of special tokens with the names that model families use for an end of turn or text,
 // unless they are there.

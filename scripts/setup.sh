@@ -13,6 +13,10 @@ packages=(
 # Only ./run lint and ./run format need these.
 lint_packages=(clang-format clang-tidy)
 [ "${1:-}" = lint ] && packages+=("${lint_packages[@]}")
+# Texts for mixtures of experts (docs/upcycling.md): /usr/share/games/fortunes to fit routers on, and
+# /usr/share/doc/debian/FAQ/debian-faq.en.txt.gz to measure perplexity on.
+moe_packages=(fortunes-min fortunes debian-faq)
+[ "${1:-}" = moe ] && packages+=("${moe_packages[@]}")
 
 missing=()
 for package in "${packages[@]}"; do
