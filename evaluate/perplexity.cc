@@ -58,7 +58,7 @@ Perplexity Summarise(std::vector<double> window_nll, int64_t tokens_per_window, 
   const auto percentile = [&](double share) {
     if (means.empty()) return result.mean_nll;
     const auto last = static_cast<double>(means.size() - 1);
-    return means[static_cast<size_t>(share * last + 0.5)];
+    return means[static_cast<size_t>(std::lround(share * last))];
   };
   result.perplexity = numerics::Exp64(result.mean_nll);
   result.low = numerics::Exp64(percentile(0.025));
