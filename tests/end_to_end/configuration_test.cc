@@ -385,7 +385,7 @@ TEST_F(ConfigurationTest, AServerMayAllowOnePolicyOnly) {
   // A request that does not say gets the default.
   const Answer answer = Ask(server, {Requests(v1::DETERMINISM_UNSPECIFIED)[0]})[0];
   EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
-  EXPECT_TRUE(answer == answers_[v1::DETERMINISM_PORTABLE][0]);
+  EXPECT_TRUE(answer == answers_[0][v1::DETERMINISM_PORTABLE][0]);
 }
 
 }  // namespace
