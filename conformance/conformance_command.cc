@@ -60,8 +60,9 @@ void Prepare(const Flags& flags, SuiteOptions* suite) {
   suite->progress = [model = suite->model_name](const std::string& what) {
     Say(absl::StrCat(model, ": ", what));
   };
-  suite->wanted = [only = flags.only](const Perturbation& perturbation) {
-    return absl::StrContains(perturbation.name, only) && !client::Interrupted();
+  suite->wanted = [only = flags.only, inner = suite->wanted](const Perturbation& perturbation) {
+    return absl::StrContains(perturbation.name, only) && (!inner || inner(perturbation)) &&
+           !client::Interrupted();
   };
 }
 
@@ -72,14 +73,7 @@ absl::Status RunAll(const Flags& flags, std::vector<Cell>* cells) {
     return client::Interrupted() ? absl::CancelledError("interrupted") : absl::OkStatus();
   };
   if (flags.synthetic) {
-    std::vector<SuiteOptions> suites = FullSuites();
-    if (flags.short_form) {
-      for (SuiteOptions& suite : suites) {
-        SuiteOptions small = ShortSuite();
-        small.policies = std::move(suite.policies);
-        suite = std::move(small);
-      }
-    }
+    std::vector<SuiteOptions> suites = flags.short_form ? ShortSuites() : FullSuites();
     for (SuiteOptions& suite : suites) {
       Prepare(flags, &suite);
       if (absl::Status status = add(RunSuite(suite)); !status.ok()) return status;

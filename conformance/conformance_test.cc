@@ -1,4 +1,4 @@
-// Runs the short form of the suite: every perturbation, both strong policies, a synthetic model.
+// Runs the short form of the suite: every perturbation, both strong policies, synthetic models.
 #include <gtest/gtest.h>
 
 #include "conformance/suite_presets.h"
@@ -17,8 +17,8 @@ std::string Describe(const Cell& cell) {
   return out;
 }
 
-TEST(ConformanceTest, StrongPoliciesKeepEveryBitUnderEveryPerturbation) {
-  const absl::StatusOr<std::vector<Cell>> cells = RunSuite(ShortSuite());
+void ExpectNoDifference(const SuiteOptions& options, int64_t min_rows) {
+  const absl::StatusOr<std::vector<Cell>> cells = RunSuite(options);
   ASSERT_TRUE(cells.ok()) << cells.status();
   int64_t rows = 0;
   for (const Cell& cell : *cells) {
@@ -28,7 +28,19 @@ TEST(ConformanceTest, StrongPoliciesKeepEveryBitUnderEveryPerturbation) {
     std::printf("%-20s %-28s %8lld rows %6.2f s\n", cell.policy.c_str(), cell.perturbation.c_str(),
                 static_cast<long long>(cell.result.rows_compared), cell.seconds);
   }
-  EXPECT_GT(rows, 10000);
+  EXPECT_GT(rows, min_rows);
+}
+
+TEST(ConformanceTest, StrongPoliciesKeepEveryBitUnderEveryPerturbation) {
+  ExpectNoDifference(ShortSuite(), 10000);
+}
+
+TEST(ConformanceTest, MixturesOfExpertsDoToo) {
+  ExpectNoDifference(ShortMixtureSuite(false), 10000);
+}
+
+TEST(ConformanceTest, MixturesWithASharedExpertDoToo) {
+  ExpectNoDifference(ShortMixtureSuite(true), 1000);
 }
 
 }  // namespace

@@ -18,8 +18,14 @@ enum class Witness : uint8_t {
   kNanRequests,      // neighbours ended because of a NaN
   kCancelled,        // neighbours ended as cancelled
   kOtherPolicyRows,  // rows of the other policy ran in the same engine
+  kCrowdedRoutings,  // RoutingCounts: an expert got twice its share
+  kSpreadRoutings,   // RoutingCounts: no expert got many more tokens than others
+  // Slots that capacity limits took from rows; for a strong policy, where some of its rows (or of
+  // the other strong one) were routed with those.
+  kLostSlots,
+  kReroutedSlots,
 };
-constexpr int kNumWitnesses = 7;
+constexpr int kNumWitnesses = 11;
 
 struct Perturbation {
   std::string name;
@@ -36,6 +42,7 @@ struct Scale {
   std::vector<int> page_sizes;
   std::vector<int> threads;
   std::vector<int> sample_counts;  // n
+  std::vector<double> capacity_factors;
   int neighbours = 8;
   int shuffles = 2;         // page permutations
   int scalar_subjects = 3;  // scalar kernels are slow
@@ -48,9 +55,14 @@ Scale ShortScale();   // seconds on a synthetic model
 Scale FullScale();    // for a synthetic model
 Scale EffectScale();  // for the effects on THROUGHPUT, on a synthetic model
 Scale ModelScale();   // for a model of 100 million weights
+// For a synthetic mixture of experts, whose tokens cost several times as much.
+Scale ShortMixtureScale();
+Scale FullMixtureScale();
+Scale MixtureEffectScale();
 
 // Each axis alone, then random combinations of all. Variants that this machine cannot run (a wider
-// instruction set than it has) are left out.
-std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_model_len);
+// instruction set than it has) are left out. `mixture`: also those of mixtures of experts.
+std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_model_len,
+                                            bool mixture);
 
 }  // namespace verbatim::conformance

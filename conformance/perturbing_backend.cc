@@ -1,5 +1,5 @@
-// A backend that computes as another one does, on shuffled and poisoned pages, and on command
-// produces NaNs or waits.
+// A backend that computes as another one does, on shuffled and poisoned pages, on command produces
+// NaNs or waits, and counts what a mixture's routers did.
 #include "conformance/perturbing_backend.h"
 
 #include <algorithm>
@@ -142,6 +142,40 @@ absl::Status PerturbingBackend::Attention(const kernels::AttentionParams& params
   mapped.spans = MapSpans(*params.cache, params.spans);
   mapped.cache = &Mapped(*params.cache).inner();
   return inner().Attention(mapped);
+}
+
+absl::Status PerturbingBackend::MoeRoute(const kernels::MoeRouteParams& params) {
+  if (absl::Status status = inner().MoeRoute(params); !status.ok()) return status;
+  const int64_t slots = params.tokens * params.top_k;
+  int64_t lost = 0, rerouted = 0;
+  std::vector<int64_t> load(static_cast<size_t>(params.num_experts));
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int32_t expert = params.experts[slot];
+    if (expert >= 0) ++load[static_cast<size_t>(expert)];
+    if (expert < 0) ++lost;
+    if (expert >= 0 && params.wanted != nullptr && params.wanted[slot] != expert) ++rerouted;
+  }
+  const double even = static_cast<double>(slots) / static_cast<double>(params.num_experts);
+  const double most = static_cast<double>(*std::max_element(load.begin(), load.end()));
+  bool has_exempt = false;
+  for (int64_t row = 0; params.exempt != nullptr && row < params.tokens; ++row) {
+    has_exempt = has_exempt || params.exempt[row] != 0;
+  }
+  std::lock_guard lock(mu_);
+  if (params.tokens >= 8 && most >= 2 * even) ++routing_.crowded;
+  if (even >= 2 && most <= 1.75 * even) ++routing_.spread;
+  routing_.lost_slots += lost;
+  routing_.rerouted_slots += rerouted;
+  if (has_exempt) {
+    routing_.lost_beside_exempt += lost;
+    routing_.rerouted_beside_exempt += rerouted;
+  }
+  return absl::OkStatus();
+}
+
+RoutingCounts PerturbingBackend::TakeRoutingCounts() {
+  std::lock_guard lock(mu_);
+  return std::exchange(routing_, {});
 }
 
 }  // namespace verbatim::conformance

@@ -1,5 +1,5 @@
-// A backend that computes as another one does, on shuffled and poisoned pages, and on command
-// produces NaNs or waits.
+// A backend that computes as another one does, on shuffled and poisoned pages, on command produces
+// NaNs or waits, and counts what a mixture's routers did.
 #pragma once
 
 #include <condition_variable>
@@ -21,7 +21,15 @@ struct PageOptions {
   uint64_t seed = 1;
 };
 
-// Hold(), Release() and SetPoisonToken() may be called from any thread.
+// What routers did, each layer of each step being one routing. Even: slots / experts.
+struct RoutingCounts {
+  int64_t crowded = 0;  // routings of 8 rows or more that gave an expert twice the even share
+  int64_t spread = 0;   // routings of an even share of 2 or more that gave none 1.75 times as much
+  int64_t lost_slots = 0, rerouted_slots = 0;                  // by capacity limits
+  int64_t lost_beside_exempt = 0, rerouted_beside_exempt = 0;  // in routings with exempt rows
+};
+
+// Hold(), Release(), SetPoisonToken() and TakeRoutingCounts() may be called from any thread.
 class PerturbingBackend final : public kernels::ForwardingBackend {
  public:
   PerturbingBackend(std::unique_ptr<kernels::Backend> inner, const PageOptions& pages)
@@ -36,11 +44,15 @@ class PerturbingBackend final : public kernels::ForwardingBackend {
   // From now on the embedding of this token is NaN; -1: of none.
   void SetPoisonToken(int32_t token);
 
+  // Since the last call. The inner backend's memory must be the host's.
+  RoutingCounts TakeRoutingCounts();
+
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> CreateKvCache(
       const kernels::KvCacheConfig& config) override;
   absl::Status Embedding(const kernels::EmbeddingParams& params) override;
   absl::Status KvWrite(const kernels::KvWriteParams& params) override;
   absl::Status Attention(const kernels::AttentionParams& params) override;
+  absl::Status MoeRoute(const kernels::MoeRouteParams& params) override;
 
  private:
   // `spans` with the pages of the inner cache; valid until the next call.
@@ -55,6 +67,7 @@ class PerturbingBackend final : public kernels::ForwardingBackend {
   std::condition_variable changed_;
   bool hold_ = false, held_ = false;
   int32_t poison_token_ = -1;
+  RoutingCounts routing_;
 };
 
 }  // namespace verbatim::conformance

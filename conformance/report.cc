@@ -35,8 +35,9 @@ nlohmann::json DifferenceJson(const std::optional<FirstDifference>& difference) 
 
 nlohmann::json WitnessJson(const Cell& cell) {
   const char* const names[kNumWitnesses] = {
-      nullptr,        "preemptions",        "cached_prompt_tokens", "evicted_prompt_tokens",
-      "nan_requests", "cancelled_requests", "other_policy_requests"};
+      nullptr,           "preemptions",        "cached_prompt_tokens",  "evicted_prompt_tokens",
+      "nan_requests",    "cancelled_requests", "other_policy_requests", "crowded_routings",
+      "spread_routings", "lost_slots",         "rerouted_slots"};
   nlohmann::json out = nlohmann::json::object();
   for (int i = 1; i < kNumWitnesses; ++i) {
     if (cell.witnessed[static_cast<size_t>(i)] > 0) out[names[i]] = cell.witnessed[i];

@@ -9,6 +9,7 @@
 #include "conformance/perturbing_backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/ops/dtype.h"
+#include "kernels/ops/moe.h"
 #include "kernels/ops/numeric_mode.h"
 #include "scheduler/scheduler.h"
 
@@ -29,12 +30,16 @@ struct EngineSetup {
   PageOptions pages;
   kernels::DType kv_cache_dtype = kernels::DType::kF32;
   kernels::ActivationType activations = kernels::ActivationType::kF32;  // of THROUGHPUT
+  // Limits of a mixture's experts for THROUGHPUT rows; 0: none.
+  double capacity_factor = 0;
+  kernels::CapacityOverflow overflow = kernels::CapacityOverflow::kDrop;
 
   auto Key() const {
     return std::make_tuple(threads, isa.has_value() ? static_cast<int>(*isa) : -1, page_tokens,
                            max_num_batched_tokens, max_num_seqs, static_cast<int>(batching), pool,
                            prefix_caching, pages.shuffle, pages.poison, pages.seed,
-                           static_cast<int>(kv_cache_dtype), static_cast<int>(activations));
+                           static_cast<int>(kv_cache_dtype), static_cast<int>(activations),
+                           capacity_factor, static_cast<int>(overflow));
   }
 };
 
@@ -45,7 +50,12 @@ enum class Neighbours : uint8_t {
   kCancelled,   // in the queue, during the prompt or while decoding
   kSamePrompt,  // the subject's own prompt, sampled otherwise
   kLongOutput,  // short prompts, answers of many pages
+  // Mixtures of experts only; prompt and answer consist of chosen tokens.
+  kOneExpert,        // all of their tokens go to the same experts of each layer
+  kSubjectsExperts,  // all go to the experts of a subject's last tokens
+  kSpreadExperts,    // to all experts evenly
 };
+constexpr bool ChoosesExperts(Neighbours kind) { return kind >= Neighbours::kOneExpert; }
 
 // What the prefix cache holds when the subjects arrive.
 enum class CacheState : uint8_t {
@@ -66,7 +76,9 @@ struct TrafficSetup {
   int place = -1;                // neighbours that come before the subjects; -1: half of them
   bool other_is_strong = false;  // "other policy" means the other strong one
   int other_policy = 0;          // further requests of THROUGHPUT (PORTABLE for THROUGHPUT)
-  bool staggered = false;        // subjects join a batch that is already decoding
+  int limited = 0;               // further requests of THROUGHPUT, whatever the subjects' policy
+  Neighbours limited_kind = Neighbours::kSubjectsExperts;
+  bool staggered = false;  // subjects join a batch that is already decoding
   CacheState cache = CacheState::kCold;
   std::optional<int> logprobs;  // overrides those that the subjects ask for; -1: none
   Recording recording = Recording::kNone;

@@ -13,6 +13,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "conformance/expert_tokens.h"
 #include "conformance/wave_builder.h"
 
 namespace verbatim::conformance {
@@ -53,6 +54,7 @@ class PolicyRun {
   absl::StatusOr<TrialEngine*> EngineFor(const Variant& variant);
   absl::Status RunVariant(const Variant& variant, Cell& cell);
   absl::Status ComputeSampleReferences(Cell& cell);
+  void WitnessRouting(const RoutingCounts& counts, Cell& cell) const;
   void Compare(const Variant& variant, size_t subject, const Answer& answer, Cell& cell) const;
   std::vector<size_t> SubjectsOf(const Variant& variant) const;
   // The token whose embedding becomes NaN: in no prompt and no reference answer.
@@ -62,6 +64,7 @@ class PolicyRun {
   const LoadedModel& model_;
   const PolicyUnderTest policy_;
   Workload workload_;
+  ExpertTokens experts_;
   std::vector<Answer> references_;         // by subject
   std::vector<Answer> sample_references_;  // by subject; of one call with many samples
   int64_t salts_ = 0;
@@ -157,6 +160,9 @@ absl::Status PolicyRun::ComputeReferences() {
     if (absl::Status status = alone(workload_.subjects().back()); !status.ok()) return status;
   }
   poison_token_ = ChoosePoisonToken();
+  absl::StatusOr<ExpertTokens> experts = ExpertTokens::Probe(model_, workload_);
+  if (!experts.ok()) return experts.status();
+  experts_ = *std::move(experts);
   std::string chains;
   for (const Answer& answer : references_) chains += answer.samples[0].logits_sha256;
   std::array<uint8_t, SHA256_DIGEST_LENGTH> digest;
@@ -253,7 +259,7 @@ absl::Status PolicyRun::RunVariant(const Variant& variant, Cell& cell) {
   const std::vector<size_t> subjects = SubjectsOf(variant);
   const size_t batch = static_cast<size_t>(variant.traffic.batch);
   Random random(std::hash<std::string>()(variant.label));
-  WaveBuilder builder(workload_, policy_.policy, poison_token_, &salts_, &random);
+  WaveBuilder builder(workload_, experts_, policy_.policy, poison_token_, &salts_, &random);
   for (size_t begin = 0; begin < subjects.size(); begin += batch) {
     std::vector<size_t> members;
     for (size_t i = 0; i < batch; ++i) members.push_back(subjects[(begin + i) % subjects.size()]);
@@ -266,8 +272,10 @@ absl::Status PolicyRun::RunVariant(const Variant& variant, Cell& cell) {
         }
       }
     }
+    (*engine)->TakeRoutingCounts();
     const std::vector<Answer> answers = (*engine)->RunWave(waves.items);
     (*engine)->SetPoisonToken(-1);
+    WitnessRouting((*engine)->TakeRoutingCounts(), cell);
     for (size_t i = 0; i < answers.size(); ++i) {
       if (waves.subjects[i] >= 0) {
         const size_t subject = static_cast<size_t>(waves.subjects[i]);
@@ -291,6 +299,18 @@ absl::Status PolicyRun::RunVariant(const Variant& variant, Cell& cell) {
     }
   }
   return absl::OkStatus();
+}
+
+void PolicyRun::WitnessRouting(const RoutingCounts& counts, Cell& cell) const {
+  const auto add = [&](Witness witness, int64_t count) {
+    cell.witnessed[static_cast<size_t>(witness)] += count;
+  };
+  add(Witness::kCrowdedRoutings, counts.crowded);
+  add(Witness::kSpreadRoutings, counts.spread);
+  // What others lose far from any exempt row cannot reach one.
+  const bool strong = policy_.strong();
+  add(Witness::kLostSlots, strong ? counts.lost_beside_exempt : counts.lost_slots);
+  add(Witness::kReroutedSlots, strong ? counts.rerouted_beside_exempt : counts.rerouted_slots);
 }
 
 absl::StatusOr<Cell> PolicyRun::Run(const Perturbation& perturbation) {
@@ -332,7 +352,8 @@ absl::StatusOr<std::vector<Cell>> RunSuite(const SuiteOptions& options) {
   absl::StatusOr<LoadedModel> model = options.open();
   if (!model.ok()) return model.status();
   const std::vector<Perturbation> perturbations =
-      MakePerturbations(options.scale, options.workload.max_model_len);
+      MakePerturbations(options.scale, options.workload.max_model_len,
+                        model->checkpoint->config().moe.num_experts > 0);
   std::vector<Cell> cells;
   for (const PolicyUnderTest& policy : options.policies) {
     PolicyRun run(options, *model, policy);

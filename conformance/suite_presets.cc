@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "conformance/synthetic_model.h"
 
 namespace verbatim::conformance {
@@ -13,9 +14,9 @@ using kernels::ActivationType;
 using kernels::DType;
 using kernels::Policy;
 
-absl::StatusOr<LoadedModel> OpenSynthetic() {
+absl::StatusOr<LoadedModel> WithTokenizer(std::unique_ptr<model::Checkpoint> checkpoint) {
   LoadedModel model;
-  model.checkpoint = MakeSyntheticModel();
+  model.checkpoint = std::move(checkpoint);
   absl::StatusOr<std::unique_ptr<model::Tokenizer>> tokenizer = model.checkpoint->LoadTokenizer();
   if (!tokenizer.ok()) return tokenizer.status();
   model.tokenizer = *std::move(tokenizer);
@@ -25,8 +26,34 @@ absl::StatusOr<LoadedModel> OpenSynthetic() {
 SuiteOptions Synthetic() {
   SuiteOptions options;
   options.model_name = "synthetic";
-  options.open = OpenSynthetic;
+  options.open = [] { return WithTokenizer(MakeSyntheticModel()); };
   options.random_ids = true;
+  return options;
+}
+
+SuiteOptions SyntheticMixture(bool shared) {
+  SuiteOptions options = Synthetic();
+  options.model_name = MakeSyntheticMixture(shared)->config().name;
+  options.open = [shared] { return WithTokenizer(MakeSyntheticMixture(shared)); };
+  if (!shared) return options;
+  options.wanted = [](const Perturbation& perturbation) {
+    return absl::StartsWith(perturbation.name, "experts") || perturbation.name == "batch size" ||
+           perturbation.name == "combined";
+  };
+  return options;
+}
+
+const std::vector<PolicyUnderTest> kStrong = {{.policy = Policy::kPinned},
+                                              {.policy = Policy::kPortable}};
+const std::vector<PolicyUnderTest> kBf16Pages = {
+    {.policy = Policy::kPinned, .kv_cache_dtype = DType::kBF16},
+    {.policy = Policy::kPortable, .kv_cache_dtype = DType::kBF16}};
+const std::vector<PolicyUnderTest> kThroughput = {
+    {.policy = Policy::kThroughput},
+    {.policy = Policy::kThroughput, .activations = ActivationType::kBF16}};
+
+SuiteOptions With(SuiteOptions options, const std::vector<PolicyUnderTest>& policies) {
+  options.policies = policies;
   return options;
 }
 
@@ -39,7 +66,18 @@ SuiteOptions ShortSuite() {
                       .very_long_prompt = 600,
                       .max_model_len = 768};
   options.scale = ShortScale();
-  options.policies = {{.policy = Policy::kPinned}, {.policy = Policy::kPortable}};
+  options.policies = kStrong;
+  return options;
+}
+
+SuiteOptions ShortMixtureSuite(bool shared) {
+  SuiteOptions options = SyntheticMixture(shared);
+  options.workload = {.prompt_lengths = {1, 33, 130, 17, 257},
+                      .output_tokens = 8,
+                      .very_long_prompt = 400,
+                      .max_model_len = 512};
+  options.scale = ShortMixtureScale();
+  options.policies = kStrong;
   return options;
 }
 
@@ -52,15 +90,35 @@ std::vector<SuiteOptions> FullSuites() {
       .very_long_prompt = 900,
       .max_model_len = 1024};
   promises.scale = FullScale();
-  promises.policies = {{.policy = Policy::kPinned}, {.policy = Policy::kPortable}};
-  SuiteOptions bf16_pages = ShortSuite();
-  bf16_pages.policies = {{.policy = Policy::kPinned, .kv_cache_dtype = DType::kBF16},
-                         {.policy = Policy::kPortable, .kv_cache_dtype = DType::kBF16}};
+  promises.policies = kStrong;
   SuiteOptions effects = promises;
   effects.scale = EffectScale();
-  effects.policies = {{.policy = Policy::kThroughput},
-                      {.policy = Policy::kThroughput, .activations = ActivationType::kBF16}};
-  return {promises, bf16_pages, effects};
+  effects.policies = kThroughput;
+
+  SuiteOptions mixture = SyntheticMixture(false);
+  mixture.workload = {.prompt_lengths = {1, 16, 33, 65, 127, 160, 257, 300, 400},
+                      .output_tokens = 24,
+                      .very_long_prompt = 600,
+                      .max_model_len = 768};
+  mixture.scale = FullMixtureScale();
+  mixture.policies = kStrong;
+  SuiteOptions shared = mixture;
+  shared.model_name = SyntheticMixture(true).model_name;
+  shared.open = SyntheticMixture(true).open;
+  shared.wanted = SyntheticMixture(true).wanted;
+  SuiteOptions mixture_effects = mixture;
+  mixture_effects.scale = MixtureEffectScale();
+  mixture_effects.policies = kThroughput;
+  return {promises, With(ShortSuite(), kBf16Pages), effects, mixture, shared, mixture_effects};
+}
+
+std::vector<SuiteOptions> ShortSuites() {
+  return {With(ShortSuite(), kStrong),
+          With(ShortSuite(), kBf16Pages),
+          With(ShortSuite(), kThroughput),
+          ShortMixtureSuite(false),
+          With(ShortMixtureSuite(false), kThroughput),
+          ShortMixtureSuite(true)};
 }
 
 SuiteOptions ModelSuite(const std::string& path) {

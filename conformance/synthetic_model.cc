@@ -1,4 +1,4 @@
-// A small random Llama held in memory, so that the suite needs no files.
+// Small random models held in memory, so that the suite needs no files.
 #include "conformance/synthetic_model.h"
 
 #include <cmath>
@@ -113,42 +113,8 @@ std::vector<std::byte> RandomMatrix(DType dtype, int64_t elements, float scale, 
   return bytes;
 }
 
-class SyntheticModel final : public model::Checkpoint {
+class SyntheticModel : public model::Checkpoint {
  public:
-  SyntheticModel() {
-    config_.name = "synthetic";
-    config_.vocab_size = kVocab;
-    config_.hidden_size = 256;
-    config_.intermediate_size = 672;
-    config_.num_layers = 2;
-    config_.num_heads = 4;
-    config_.num_kv_heads = 2;
-    config_.head_dim = 64;
-    config_.max_position = 2048;
-    config_.eos_ids = {kEos};
-    const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
-    const int64_t kv = config_.num_kv_heads * config_.head_dim;
-    Matrix("embed", DType::kF32, kVocab, hidden, 1.0f);
-    Matrix("lm_head", DType::kBF16, kVocab, hidden, 2.0f / std::sqrt(256.0f));
-    Vector("final_norm", hidden);
-    for (int64_t i = 0; i < config_.num_layers; ++i) {
-      const std::string layer = absl::StrCat("layers.", i, ".");
-      const bool even = i % 2 == 0;
-      const float in = 1.0f / std::sqrt(static_cast<float>(hidden));
-      Vector(layer + "attn_norm", hidden);
-      Vector(layer + "ffn_norm", hidden);
-      // Large query and key weights make attention look at few positions instead of averaging all.
-      Matrix(layer + "q", even ? DType::kQ8_0 : DType::kF32, hidden, hidden, 2 * in);
-      Matrix(layer + "k", even ? DType::kQ8_0 : DType::kF32, kv, hidden, 2 * in);
-      Matrix(layer + "v", even ? DType::kQ8_0 : DType::kF32, kv, hidden, in);
-      Matrix(layer + "o", DType::kQ8_0, hidden, hidden, in);
-      Matrix(layer + "gate", even ? DType::kQ4_1 : DType::kBF16, inner, hidden, in);
-      Matrix(layer + "up", even ? DType::kQ4_1 : DType::kBF16, inner, hidden, in);
-      Matrix(layer + "down", even ? DType::kF32 : DType::kQ4_1, hidden, inner,
-             2.0f / std::sqrt(static_cast<float>(inner)));
-    }
-  }
-
   const model::ModelConfig& config() const override { return config_; }
   absl::StatusOr<kernels::StoredMatrix> Matrix(std::string_view name) const override {
     const auto it = matrices_.find(name);
@@ -165,7 +131,7 @@ class SyntheticModel final : public model::Checkpoint {
   absl::StatusOr<std::unique_ptr<model::Tokenizer>> LoadTokenizer() const override {
     return std::make_unique<SyntheticTokenizer>();
   }
-  std::string WeightsFingerprint() const override { return "synthetic"; }
+  std::string WeightsFingerprint() const override { return path_; }
   int64_t weight_bytes() const override {
     int64_t bytes = 0;
     for (const auto& [name, matrix] : matrices_) bytes += matrix.shape.size_bytes();
@@ -173,11 +139,14 @@ class SyntheticModel final : public model::Checkpoint {
   }
   const std::string& path() const override { return path_; }
 
- private:
-  struct Stored {
-    kernels::StoredMatrix shape;
-    std::vector<std::byte> bytes;
-  };
+ protected:
+  SyntheticModel(const std::string& name, uint64_t seed) : random_(seed), path_(name) {
+    config_.name = name;
+    config_.vocab_size = kVocab;
+    config_.head_dim = 64;
+    config_.max_position = 2048;
+    config_.eos_ids = {kEos};
+  }
 
   void Matrix(const std::string& name, DType dtype, int64_t rows, int64_t cols, float scale) {
     Stored stored;
@@ -191,17 +160,118 @@ class SyntheticModel final : public model::Checkpoint {
     vectors_.emplace(name, std::move(values));
   }
 
+  // The norms and attention of a layer. Large query and key weights make attention look at few
+  // positions instead of averaging all.
+  void Attention(const std::string& layer, DType dtype, DType dtype_of_o) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t q = config_.num_heads * config_.head_dim;
+    const int64_t kv = config_.num_kv_heads * config_.head_dim;
+    const float in = 1.0f / std::sqrt(static_cast<float>(hidden));
+    Vector(layer + "attn_norm", hidden);
+    Vector(layer + "ffn_norm", hidden);
+    Matrix(layer + "q", dtype, q, hidden, 2 * in);
+    Matrix(layer + "k", dtype, kv, hidden, 2 * in);
+    Matrix(layer + "v", dtype, kv, hidden, in);
+    Matrix(layer + "o", dtype_of_o, hidden, q, in);
+  }
+  void FeedForward(const std::string& prefix, DType dtype, DType dtype_of_down, int64_t inner) {
+    const int64_t hidden = config_.hidden_size;
+    const float in = 1.0f / std::sqrt(static_cast<float>(hidden));
+    Matrix(prefix + "gate", dtype, inner, hidden, in);
+    Matrix(prefix + "up", dtype, inner, hidden, in);
+    Matrix(prefix + "down", dtype_of_down, hidden, inner,
+           2.0f / std::sqrt(static_cast<float>(inner)));
+  }
+
   model::ModelConfig config_;
-  Random random_{20240229};
+
+ private:
+  struct Stored {
+    kernels::StoredMatrix shape;
+    std::vector<std::byte> bytes;
+  };
+
+  Random random_;
   std::map<std::string, Stored, std::less<>> matrices_;
   std::map<std::string, std::vector<float>, std::less<>> vectors_;
-  const std::string path_ = "synthetic";
+  const std::string path_;
+};
+
+class SyntheticLlama final : public SyntheticModel {
+ public:
+  SyntheticLlama() : SyntheticModel("synthetic", 20240229) {
+    config_.hidden_size = 256;
+    config_.intermediate_size = 672;
+    config_.num_layers = 2;
+    config_.num_heads = 4;
+    config_.num_kv_heads = 2;
+    Matrix("embed", DType::kF32, kVocab, config_.hidden_size, 1.0f);
+    Matrix("lm_head", DType::kBF16, kVocab, config_.hidden_size, 2.0f / std::sqrt(256.0f));
+    Vector("final_norm", config_.hidden_size);
+    for (int64_t i = 0; i < config_.num_layers; ++i) {
+      const std::string layer = absl::StrCat("layers.", i, ".");
+      const bool even = i % 2 == 0;
+      Attention(layer, even ? DType::kQ8_0 : DType::kF32, DType::kQ8_0);
+      FeedForward(layer, even ? DType::kQ4_1 : DType::kBF16, even ? DType::kF32 : DType::kQ4_1,
+                  config_.intermediate_size);
+    }
+  }
+};
+
+class SyntheticMixture final : public SyntheticModel {
+ public:
+  explicit SyntheticMixture(bool shared)
+      : SyntheticModel(shared ? "synthetic moe, shared expert" : "synthetic moe", 20240301) {
+    const int64_t hidden = config_.hidden_size = 192;
+    config_.num_layers = shared ? 3 : 4;
+    config_.num_heads = 3;
+    config_.num_kv_heads = 1;
+    config_.family = shared ? model::Family::kQwen2Moe : model::Family::kMixtral;
+    model::MoeConfig& moe = config_.moe;
+    moe.num_experts = shared ? 12 : 8;
+    moe.experts_per_token = shared ? 3 : 2;
+    moe.intermediate_size = shared ? 160 : 416;
+    if (shared) {
+      config_.intermediate_size = 416;
+      moe.shared_intermediate_size = 416;
+      moe.shared_gate = true;
+      moe.normalise = false;
+      moe.dense_layers = {true, false, false};
+    }
+    const float in = 1.0f / std::sqrt(static_cast<float>(hidden));
+    Matrix("embed", DType::kF32, kVocab, hidden, 1.0f);
+    Matrix("lm_head", DType::kBF16, kVocab, hidden, 2 * in);
+    Vector("final_norm", hidden);
+    const DType in_types[] = {DType::kQ4_1, DType::kBF16, DType::kQ8_0, DType::kBF16};
+    const DType out_types[] = {DType::kF32, DType::kQ4_1, DType::kBF16, DType::kQ8_0};
+    for (int64_t i = 0; i < config_.num_layers; ++i) {
+      const std::string layer = absl::StrCat("layers.", i, ".");
+      Attention(layer, i % 2 == 0 ? DType::kQ8_0 : DType::kF32, DType::kQ8_0);
+      if (!moe.IsMoe(i)) {
+        FeedForward(layer, in_types[i], out_types[i], config_.intermediate_size);
+        continue;
+      }
+      // Logits of standard deviation 1.5: weights of a token's experts differ, none is negligible.
+      Matrix(layer + "router", DType::kF32, moe.num_experts, hidden, 1.5f * in);
+      for (int64_t e = 0; e < moe.num_experts; ++e) {
+        FeedForward(absl::StrCat(layer, "experts.", e, "."), in_types[i], out_types[i],
+                    moe.intermediate_size);
+      }
+      if (!shared) continue;
+      FeedForward(layer + "shared.", in_types[i], out_types[i], moe.shared_intermediate_size);
+      Matrix(layer + "shared_gate", DType::kF32, 1, hidden, in);
+    }
+  }
 };
 
 }  // namespace
 
 std::unique_ptr<model::Checkpoint> MakeSyntheticModel() {
-  return std::make_unique<SyntheticModel>();
+  return std::make_unique<SyntheticLlama>();
+}
+
+std::unique_ptr<model::Checkpoint> MakeSyntheticMixture(bool shared) {
+  return std::make_unique<SyntheticMixture>(shared);
 }
 
 }  // namespace verbatim::conformance

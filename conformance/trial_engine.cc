@@ -104,6 +104,8 @@ absl::StatusOr<std::unique_ptr<TrialEngine>> TrialEngine::Create(const LoadedMod
   config.scheduler.flush_timeout = absl::Milliseconds(2);
   config.kv_cache_dtype = setup.kv_cache_dtype;
   config.throughput_activations = setup.activations;
+  config.moe_capacity_factor = setup.capacity_factor;
+  config.moe_overflow = setup.overflow;
   config.allow_traces = true;
   auto engine =
       engine::Engine::Create(config, std::move(backend), *model.checkpoint, *model.tokenizer);

@@ -46,6 +46,7 @@ class TrialEngine {
 
   engine::Engine& engine() { return *engine_; }
   void SetPoisonToken(int32_t token) { backend_->SetPoisonToken(token); }
+  RoutingCounts TakeRoutingCounts() { return backend_->TakeRoutingCounts(); }
 
  private:
   TrialEngine() = default;

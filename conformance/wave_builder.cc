@@ -17,8 +17,13 @@ Policy OtherPolicy(Policy policy, bool strong) {
 
 std::string WaveBuilder::NewSalt() { return absl::StrCat("wave ", (*salts_)++); }
 
-WaveItem WaveBuilder::Neighbour(const TrafficSetup& traffic, Neighbours kind, const Subject& like) {
-  WaveItem item{.request = workload_.Neighbour(kind, poison_token_, like, *random_)};
+WaveItem WaveBuilder::Neighbour(const TrafficSetup& traffic, Neighbours kind, size_t subject) {
+  const Subject& like = workload_.subjects()[subject];
+  std::vector<int32_t> expert_tokens;
+  if (kind == Neighbours::kOneExpert) expert_tokens = {experts_.popular()};
+  if (kind == Neighbours::kSubjectsExperts) expert_tokens = {experts_.LikeSubject(subject)};
+  if (kind == Neighbours::kSpreadExperts) expert_tokens = experts_.spread();
+  WaveItem item{.request = workload_.Neighbour(kind, poison_token_, like, *random_, expert_tokens)};
   item.request.policy = policy_;
   item.request.cache_salt = NewSalt();
   if (kind == Neighbours::kCancelled) item.cancel_after_tokens = random_->Below(6);
@@ -60,7 +65,7 @@ Waves WaveBuilder::Build(const Variant& variant, const std::vector<size_t>& memb
   const TrafficSetup& traffic = variant.traffic;
   const bool cold = traffic.cache == CacheState::kCold;
   const std::string salt = NewSalt();
-  const Subject& first = workload_.subjects()[members.front()];
+  const size_t first = members.front();
   Waves waves;
   if (!cold) waves.before.push_back(WarmUp(traffic, members, salt));
   if (traffic.cache == CacheState::kEvicted) {
@@ -80,7 +85,9 @@ Waves WaveBuilder::Build(const Variant& variant, const std::vector<size_t>& memb
 
   const auto add_neighbours = [&](int count) {
     for (int i = 0; i < count; ++i) {
-      waves.items.push_back(Neighbour(traffic, traffic.kind, first));
+      const size_t like =
+          ChoosesExperts(traffic.kind) ? members[static_cast<size_t>(i) % members.size()] : first;
+      waves.items.push_back(Neighbour(traffic, traffic.kind, like));
       waves.subjects.push_back(-1);
     }
   };
@@ -108,12 +115,21 @@ Waves WaveBuilder::Build(const Variant& variant, const std::vector<size_t>& memb
     waves.subjects.push_back(static_cast<int>(member));
   }
   add_neighbours(traffic.neighbours - before);
-  for (int i = 0; i < traffic.other_policy; ++i) {
-    WaveItem item = Neighbour(traffic, Neighbours::kOrdinary, first);
-    item.request.policy = OtherPolicy(policy_, traffic.other_is_strong);
+  const auto put_anywhere = [&](WaveItem item) {
     const int64_t at = random_->Below(static_cast<int64_t>(waves.items.size()) + 1);
     waves.items.insert(waves.items.begin() + at, std::move(item));
     waves.subjects.insert(waves.subjects.begin() + at, -1);
+  };
+  for (int i = 0; i < traffic.other_policy; ++i) {
+    WaveItem item = Neighbour(traffic, Neighbours::kOrdinary, first);
+    item.request.policy = OtherPolicy(policy_, traffic.other_is_strong);
+    put_anywhere(std::move(item));
+  }
+  for (int i = 0; i < traffic.limited; ++i) {
+    WaveItem item =
+        Neighbour(traffic, traffic.limited_kind, members[static_cast<size_t>(i) % members.size()]);
+    item.request.policy = Policy::kThroughput;
+    put_anywhere(std::move(item));
   }
   if (traffic.staggered) {
     WaveItem leader = Neighbour(traffic, Neighbours::kOrdinary, first);

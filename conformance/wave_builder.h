@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "conformance/expert_tokens.h"
 #include "conformance/random.h"
 #include "conformance/setup.h"
 #include "conformance/trial_engine.h"
@@ -22,9 +23,10 @@ struct Waves {
 class WaveBuilder {
  public:
   // *salts counts the cache salts used so far, over all builders of an engine.
-  WaveBuilder(const Workload& workload, kernels::Policy policy, int32_t poison_token,
-              int64_t* salts, Random* random)
+  WaveBuilder(const Workload& workload, const ExpertTokens& experts, kernels::Policy policy,
+              int32_t poison_token, int64_t* salts, Random* random)
       : workload_(workload),
+        experts_(experts),
         policy_(policy),
         poison_token_(poison_token),
         salts_(salts),
@@ -35,11 +37,13 @@ class WaveBuilder {
 
  private:
   std::string NewSalt();
-  WaveItem Neighbour(const TrafficSetup& traffic, Neighbours kind, const Subject& like);
+  // Like subject `like` where the kind is like a subject.
+  WaveItem Neighbour(const TrafficSetup& traffic, Neighbours kind, size_t like);
   std::vector<WaveItem> WarmUp(const TrafficSetup& traffic, const std::vector<size_t>& members,
                                const std::string& salt);
 
   const Workload& workload_;
+  const ExpertTokens& experts_;
   const kernels::Policy policy_;
   const int32_t poison_token_;
   int64_t* const salts_;

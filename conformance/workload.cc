@@ -108,7 +108,8 @@ std::vector<int32_t> Workload::Stretch(int64_t begin, int length) const {
 }
 
 engine::GenerationRequest Workload::Neighbour(Neighbours kind, int32_t poison_token,
-                                              const Subject& like, Random& random) const {
+                                              const Subject& like, Random& random,
+                                              absl::Span<const int32_t> expert_tokens) const {
   engine::GenerationRequest request;
   const int longest =
       *std::max_element(options_.prompt_lengths.begin(), options_.prompt_lengths.end());
@@ -126,6 +127,17 @@ engine::GenerationRequest Workload::Neighbour(Neighbours kind, int32_t poison_to
   request.sampling.ignore_eos = true;
   request.sampling.max_tokens = 2 + random.Below(options_.output_tokens);
   if (kind == Neighbours::kLongOutput) request.sampling.max_tokens = 60 + random.Below(60);
+  if (ChoosesExperts(kind)) {
+    request.prompt.resize(static_cast<size_t>(24 + random.Below(25)));
+    const int64_t from = random.Below(static_cast<int64_t>(expert_tokens.size()));
+    for (size_t i = 0; i < request.prompt.size(); ++i) {
+      request.prompt[i] = expert_tokens[(static_cast<size_t>(from) + i) % expert_tokens.size()];
+    }
+    // As long as any subject, and of the same tokens.
+    request.sampling.max_tokens = options_.output_tokens + 4;
+    request.sampling.temperature = expert_tokens.size() == 1 ? 0.0f : 1.0f;
+    for (const int32_t token : expert_tokens) request.sampling.logit_bias.push_back({token, 100});
+  }
   return request;
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "conformance/random.h"
 #include "conformance/setup.h"
 #include "engine/generation.h"
@@ -40,12 +41,16 @@ class Workload {
   // Adds a subject that continues `subject`, whose answer was `output`.
   void AddFollowUp(size_t subject, const std::vector<int32_t>& output);
 
-  // Neighbours differ by `random`. For kNan, `poison_token` is put into the prompt; for kSamePrompt
-  // the prompt is `like`'s.
+  // Neighbours differ by `random`. Where the kind chooses experts, the prompt repeats
+  // `expert_tokens` and the answer keeps to them. For kNan, `poison_token` is put into the prompt;
+  // for kSamePrompt the prompt is `like`'s.
   engine::GenerationRequest Neighbour(Neighbours kind, int32_t poison_token, const Subject& like,
-                                      Random& random) const;
+                                      Random& random,
+                                      absl::Span<const int32_t> expert_tokens = {}) const;
 
   const WorkloadOptions& options() const { return options_; }
+  // What prompts are made of.
+  const std::vector<int32_t>& tokens() const { return tokens_; }
 
  private:
   std::vector<int32_t> Stretch(int64_t begin, int length) const;
