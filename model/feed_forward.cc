@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "model/load_matrix.h"
@@ -33,7 +34,8 @@ NumericMode FeedForward::RouterMode(const NumericMode& mode) {
   return {.policy = kernels::Policy::kPortable};
 }
 
-absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt) {
+absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
+                                const ForcedRouting* forced) {
   if (rows < 0 || rows > options_.max_rows) {
     return absl::InvalidArgumentError(
         absl::StrCat("feed-forward: ", rows, " rows; at most ", options_.max_rows));
@@ -43,7 +45,9 @@ absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt) 
         absl::StrCat("capacity_exempt has ", exempt.size(), " entries for ", rows, " rows"));
   }
   if (absl::Status counted = Count(); !counted.ok()) return counted;
+  if (absl::Status checked = CheckForced(rows, forced); !checked.ok()) return checked;
   rows_ = rows;
+  forced_ = forced;
   capacity_ = 0;
   has_exempt_ = false;
   if (num_moe_layers_ == 0 || options_.capacity_factor == 0) return absl::OkStatus();
@@ -178,6 +182,8 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
        .wanted = Wanted(layer),
        .weights = Floats(weights_)});
   if (!status.ok()) return status;
+  if (forced_ != nullptr) status = ForceRouting(layer);
+  if (!status.ok()) return status;
   if (observer != nullptr) status = ShowRouting(layer, index, *observer);
   if (!status.ok()) return status;
   return backend_.MoePermute({.experts = Experts(layer),
@@ -189,6 +195,65 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
                               .place_of = Ints(place_of_)});
 }
 
+Weighing FeedForward::weighing() const {
+  return {.num_experts = config_.moe.num_experts,
+          .top_k = config_.moe.experts_per_token,
+          .normalise = config_.moe.normalise,
+          .scale = static_cast<float>(config_.moe.scale)};
+}
+
+absl::Status FeedForward::CheckForced(int64_t rows, const ForcedRouting* forced) const {
+  if (forced == nullptr) return absl::OkStatus();
+  if (options_.capacity_factor != 0) {
+    return absl::InvalidArgumentError("forced_routing: the experts have a capacity");
+  }
+  if (static_cast<int64_t>(forced->experts.size()) != num_moe_layers_) {
+    return absl::InvalidArgumentError(absl::StrCat("forced_routing: ", forced->experts.size(),
+                                                   " layers of ", num_moe_layers_, " mixtures"));
+  }
+  const size_t slots = static_cast<size_t>(rows * config_.moe.experts_per_token);
+  for (size_t i = 0; i < forced->experts.size(); ++i) {
+    const std::vector<int32_t>& experts = forced->experts[i];
+    if (experts.size() != slots) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("forced_routing.experts[", i, "]: ", experts.size(), " slots, not ", slots));
+    }
+    for (int32_t expert : experts) {
+      if (expert >= -1 && expert < config_.moe.num_experts) continue;
+      return absl::InvalidArgumentError(absl::StrCat("forced_routing.experts[", i, "]: expert ",
+                                                     expert, " of ", config_.moe.num_experts));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FeedForward::ForceRouting(const Layer& layer) {
+  const int64_t top_k = config_.moe.experts_per_token;
+  const int64_t num_experts = config_.moe.num_experts;
+  const size_t slots = static_cast<size_t>(rows_ * top_k);
+  host_wanted_.resize(slots);
+  host_weights_.resize(slots);
+  host_logits_.resize(static_cast<size_t>(rows_ * num_experts));
+  absl::Status status =
+      backend_.CopyToHost(host_wanted_.data(), Experts(layer), slots * sizeof(int32_t));
+  status.Update(backend_.CopyToHost(host_weights_.data(), weights_->data(), slots * sizeof(float)));
+  status.Update(backend_.CopyToHost(host_logits_.data(), logits_->data(),
+                                    host_logits_.size() * sizeof(float)));
+  if (!status.ok()) return status;
+  const std::vector<int32_t>& experts = forced_->experts[layer.moe_index];
+  for (int64_t row = 0; row < rows_; ++row) {
+    const int32_t* wanted = host_wanted_.data() + row * top_k;
+    const int32_t* forced = experts.data() + row * top_k;
+    if (std::equal(forced, forced + top_k, wanted)) continue;
+    WeighExperts(weighing(), host_logits_.data() + row * num_experts, wanted, forced,
+                 host_weights_.data() + row * top_k);
+  }
+  status = backend_.CopyToDevice(Experts(layer), experts.data(), slots * sizeof(int32_t));
+  status.Update(
+      backend_.CopyToDevice(weights_->data(), host_weights_.data(), slots * sizeof(float)));
+  return status;
+}
+
 absl::Status FeedForward::ShowRouting(const Layer& layer, int64_t index,
                                       ForwardObserver& observer) {
   const size_t slots = static_cast<size_t>(rows_ * config_.moe.experts_per_token);
@@ -197,18 +262,19 @@ absl::Status FeedForward::ShowRouting(const Layer& layer, int64_t index,
   host_weights_.resize(slots);
   absl::Status status =
       backend_.CopyToHost(host_experts_.data(), Experts(layer), slots * sizeof(int32_t));
-  if (capacity_ != 0) {
+  if (forced_ == nullptr && capacity_ != 0) {
     status.Update(backend_.CopyToHost(host_wanted_.data(), Wanted(layer), slots * sizeof(int32_t)));
   }
   status.Update(backend_.CopyToHost(host_weights_.data(), weights_->data(), slots * sizeof(float)));
   if (!status.ok()) return status;
-  observer.OnRouting({.layer = index,
-                      .tokens = rows_,
-                      .top_k = config_.moe.experts_per_token,
-                      .num_experts = config_.moe.num_experts,
-                      .experts = host_experts_.data(),
-                      .wanted = capacity_ != 0 ? host_wanted_.data() : host_experts_.data(),
-                      .weights = host_weights_.data()});
+  observer.OnRouting(
+      {.layer = index,
+       .tokens = rows_,
+       .top_k = config_.moe.experts_per_token,
+       .num_experts = config_.moe.num_experts,
+       .experts = host_experts_.data(),
+       .wanted = forced_ != nullptr || capacity_ != 0 ? host_wanted_.data() : host_experts_.data(),
+       .weights = host_weights_.data()});
   return absl::OkStatus();
 }
 
@@ -276,8 +342,11 @@ absl::Status FeedForward::Count() {
   const size_t slots =
       static_cast<size_t>(pending_rows_ * config_.moe.experts_per_token);  // of a layer
   const size_t all = slots * static_cast<size_t>(num_moe_layers_);
-  pending_rows_ = 0;
-  if (all == 0) return absl::OkStatus();
+  if (all == 0) {
+    pending_rows_ = 0;
+    return absl::OkStatus();
+  }
+  counted_rows_ = std::exchange(pending_rows_, 0);
   const bool limited = capacity_ != 0;  // of that step: Begin counts before it looks at the next
   host_experts_.resize(all);
   host_wanted_.resize(limited ? all : 0);
@@ -294,6 +363,11 @@ absl::Status FeedForward::Count() {
                          config_.moe.experts_per_token);
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<FeedForward::Routing> FeedForward::LastRouting() {
+  if (absl::Status counted = Count(); !counted.ok()) return counted;
+  return Routing{.rows = counted_rows_, .experts = host_experts_, .wanted = host_wanted_};
 }
 
 absl::StatusOr<std::vector<MoeStatistics>> FeedForward::Statistics() {

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "model/checkpoint.h"
+#include "model/forced_routing.h"
 #include "model/forward_observer.h"
 #include "model/moe_statistics.h"
 
@@ -35,7 +36,9 @@ class FeedForward {
   // Before the first layer of a step of `rows` rows. `exempt` is empty (no row is) or [rows]. The
   // capacity of an expert is ceil(capacity_factor · limited · experts per token / experts), limited
   // being the rows that are not exempt.
-  absl::Status Begin(int64_t rows, absl::Span<const uint8_t> exempt);
+  // `forced` (null: nothing is) must live until the step ends.
+  absl::Status Begin(int64_t rows, absl::Span<const uint8_t> exempt,
+                     const ForcedRouting* forced = nullptr);
   // x += the layer's function of `normed`; both [rows, hidden], contiguous.
   absl::Status Run(int64_t layer, const kernels::NumericMode& mode, const float* normed, float* x,
                    ForwardObserver* observer);
@@ -47,6 +50,17 @@ class FeedForward {
                                                                int64_t rows) const;
   // One entry for each layer that is a mixture of experts.
   absl::StatusOr<std::vector<MoeStatistics>> Statistics();
+  // The experts of the last step that ended, [mixtures, rows, top_k] in rank order, −1: lost; and
+  // those that its rows would have had without limits, empty: the same. Valid until Begin.
+  struct Routing {
+    int64_t rows = 0;
+    absl::Span<const int32_t> experts, wanted;
+  };
+  absl::StatusOr<Routing> LastRouting();
+  // The kernel of each product of an expert that got so many tokens, in THROUGHPUT a function of
+  // that number: "expert_gate_up" and "expert_down". Empty without mixtures.
+  std::vector<std::pair<std::string, std::string>> ExpertKernels(const kernels::NumericMode& mode,
+                                                                 int64_t tokens) const;
   int64_t weight_bytes() const;
 
  private:
@@ -88,11 +102,16 @@ class FeedForward {
   absl::Status RunShared(const Layer& layer, const kernels::NumericMode& mode, const float* normed);
   absl::Status Route(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
                      const float* normed, ForwardObserver* observer);
+  absl::Status CheckForced(int64_t rows, const ForcedRouting* forced) const;
+  // Puts the forced experts and their weights in the place of those that the router chose, and
+  // keeps the latter as wanted.
+  absl::Status ForceRouting(const Layer& layer);
   absl::Status ShowRouting(const Layer& layer, int64_t index, ForwardObserver& observer);
   // Adds the last finished step to the statistics.
   absl::Status Count();
   int32_t* Experts(const Layer& layer) const;
   int32_t* Wanted(const Layer& layer) const;  // null without capacity
+  Weighing weighing() const;
 
   kernels::Backend& backend_;
   const ModelConfig config_;
@@ -108,11 +127,13 @@ class FeedForward {
   int64_t rows_ = 0;
   int64_t capacity_ = 0;
   bool has_exempt_ = false;
+  const ForcedRouting* forced_ = nullptr;
   // The step that finished and is not counted yet: its experts are fetched when the next one begins
   // or when somebody asks, so that no step waits for them.
   int64_t pending_rows_ = 0;
+  int64_t counted_rows_ = 0;  // of the step that the host vectors hold
   std::vector<int32_t> host_experts_, host_wanted_;
-  std::vector<float> host_weights_;
+  std::vector<float> host_weights_, host_logits_;
   std::vector<MoeStatistics> statistics_;
 };
 

@@ -1,8 +1,10 @@
 // Loading of the feed-forward weights, their working memory, and what can be told of them.
 #include <algorithm>
 #include <functional>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/ops/block_formats.h"
 #include "model/feed_forward.h"
 #include "model/gemm_kernel_runs.h"
@@ -156,6 +158,23 @@ std::vector<std::pair<std::string, std::string>> FeedForward::GemmKernels(
     add("shared_down", [&](const Layer& layer) { return of(layer.shared.down); });
   }
   return kernels;
+}
+
+std::vector<std::pair<std::string, std::string>> FeedForward::ExpertKernels(
+    const kernels::NumericMode& mode, int64_t tokens) const {
+  if (num_moe_layers_ == 0) return {};
+  const auto of = [&](std::unique_ptr<WeightMatrix> Network::*matrix) {
+    return GemmKernelRuns(layers_, [&](const Layer& layer) {
+      if (layer.experts.empty()) return std::string("none");
+      // Experts of a layer may be stored differently.
+      std::set<std::string> names;
+      for (const Network& expert : layer.experts) {
+        names.insert(backend_.GemmKernel(mode, *(expert.*matrix), tokens));
+      }
+      return absl::StrJoin(names, " or ");
+    });
+  };
+  return {{"expert_gate_up", of(&Network::gate_up)}, {"expert_down", of(&Network::down)}};
 }
 
 int64_t FeedForward::weight_bytes() const {

@@ -31,6 +31,7 @@ void ForwardBatch::Clear() {
   positions.clear();
   spans.clear();
   capacity_exempt.clear();
+  forced_routing = nullptr;
 }
 
 absl::Status Transformer::Forward(const ForwardBatch& batch, const NumericMode& mode,
@@ -45,7 +46,7 @@ absl::Status Transformer::Forward(const ForwardBatch& batch, const NumericMode& 
       backend_.CopyToDevice(tokens_->data(), batch.tokens.data(), rows * sizeof(int32_t));
   status.Update(
       backend_.CopyToDevice(positions_->data(), batch.positions.data(), rows * sizeof(int32_t)));
-  status.Update(feed_forward_->Begin(rows, batch.capacity_exempt));
+  status.Update(feed_forward_->Begin(rows, batch.capacity_exempt, batch.forced_routing));
   if (!status.ok()) return status;
   status = backend_.Embedding({.mode = mode,
                                .table = embed_.get(),

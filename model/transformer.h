@@ -27,6 +27,8 @@ struct ForwardBatch {
   // [rows], non-zero: the row takes its experts whatever their capacity and counts towards none;
   // empty: no row is exempt. Rows of strong policies must be.
   std::vector<uint8_t> capacity_exempt;
+  // Null: nothing is forced. Only without a capacity factor. Not owned.
+  const ForcedRouting* forced_routing = nullptr;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   void Clear();
@@ -73,6 +75,15 @@ class Transformer {
   // experts, none for a dense model.
   absl::StatusOr<std::vector<MoeStatistics>> ExpertStatistics() {
     return feed_forward_->Statistics();
+  }
+
+  // The experts of the rows of the last Forward.
+  absl::StatusOr<FeedForward::Routing> LastRouting() { return feed_forward_->LastRouting(); }
+
+  // As FeedForward::ExpertKernels.
+  std::vector<std::pair<std::string, std::string>> ExpertKernels(const kernels::NumericMode& mode,
+                                                                 int64_t tokens) const {
+    return feed_forward_->ExpertKernels(mode, tokens);
   }
 
   // Sees every operation's output from now on; null (the default): nobody does. Must outlive its

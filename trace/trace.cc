@@ -5,6 +5,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "trace/routing.h"
 
 namespace verbatim::trace {
 namespace {
@@ -111,6 +112,7 @@ absl::Status CheckStep(const Trace& trace, const Step& step, const std::string& 
     return Bad(absl::StrCat(field, ".logit_rows"),
                absl::StrCat(step.logit_rows, " of ", step.rows(), " rows"));
   }
+  if (absl::Status routed = CheckRouting(trace, step, field); !routed.ok()) return routed;
   if (step.logit_index < 0) return absl::OkStatus();
   if (step.logit_index >= step.logit_rows) {
     return Bad(absl::StrCat(field, ".logit_index"),
@@ -130,9 +132,16 @@ absl::Status CheckStep(const Trace& trace, const Step& step, const std::string& 
 }
 
 absl::Status CheckKernels(const Trace& trace) {
+  for (size_t i = 0; i < trace.kernels.size(); ++i) {
+    const KernelChoice& choice = trace.kernels[i];
+    if (choice.experts && (choice.logits || trace.mixture.num_experts == 0)) {
+      return Bad(absl::StrCat("kernels[", i, "].experts"), "there are no experts");
+    }
+  }
   const auto known = [&](const kernels::NumericMode& mode, bool logits, int64_t rows) {
     return std::any_of(trace.kernels.begin(), trace.kernels.end(), [&](const KernelChoice& choice) {
-      return SameMode(choice.mode, mode) && choice.logits == logits && choice.rows == rows;
+      return SameMode(choice.mode, mode) && choice.logits == logits && !choice.experts &&
+             choice.rows == rows;
     });
   };
   for (size_t i = 0; i < trace.steps.size(); ++i) {
@@ -145,11 +154,32 @@ absl::Status CheckKernels(const Trace& trace) {
   return absl::OkStatus();
 }
 
+absl::Status CheckMixture(const Mixture& mixture) {
+  if (mixture.num_experts == 0) return absl::OkStatus();
+  if (mixture.experts_per_token > mixture.num_experts) {
+    return Bad("mixture.experts_per_token",
+               absl::StrCat(mixture.experts_per_token, " of ", mixture.num_experts, " experts"));
+  }
+  if (mixture.layers.empty()) return Bad("mixture.layers", "is empty");
+  for (size_t i = 1; i < mixture.layers.size(); ++i) {
+    if (mixture.layers[i] <= mixture.layers[i - 1]) {
+      return Bad("mixture.layers", "does not ascend");
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int64_t Step::rows() const {
   int64_t rows = 0;
   for (const Span& span : spans) rows += span.rows;
+  return rows;
+}
+
+int64_t Step::own_rows() const {
+  int64_t rows = 0;
+  for (const OwnSpan& span : own) rows += span.rows;
   return rows;
 }
 
@@ -164,12 +194,12 @@ void Trace::DropSteps(const std::string& why) {
 bool Step::operator==(const Step& other) const {
   return number == other.number && SameMode(mode, other.mode) && spans == other.spans &&
          own == other.own && logit_rows == other.logit_rows && logit_index == other.logit_index &&
-         cuts == other.cuts;
+         cuts == other.cuts && routing == other.routing;
 }
 
 bool KernelChoice::operator==(const KernelChoice& other) const {
-  return SameMode(mode, other.mode) && logits == other.logits && rows == other.rows &&
-         kernels == other.kernels;
+  return SameMode(mode, other.mode) && logits == other.logits && experts == other.experts &&
+         rows == other.rows && kernels == other.kernels;
 }
 
 std::vector<kernels::AttentionCut> OwnCuts(const Step& step,
@@ -206,6 +236,7 @@ absl::Status CheckConsistency(const Trace& trace) {
       return Bad("layer_fingerprints", "tokens have different numbers of layers");
     }
   }
+  if (absl::Status status = CheckMixture(trace.mixture); !status.ok()) return status;
   if (!trace.replayable()) return absl::OkStatus();
   if (absl::Status status = CheckRuns(trace); !status.ok()) return status;
   std::vector<int32_t> done;

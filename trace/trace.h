@@ -6,6 +6,10 @@
 // the answer, the shape of the whole step, and never what the neighbours' tokens were. Positions
 // taken from the prefix cache were computed by other requests; the steps that wrote them are part
 // of the trace. Their tokens are the answer's own, because that is what made them a cache hit.
+//
+// In a mixture of experts the neighbours' contents decide two things more: how many tokens an
+// expert got, which chooses its kernels, and whether it was full. Both are recorded for the experts
+// of the answer's rows.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +53,21 @@ struct OwnSpan {
   bool operator==(const OwnSpan&) const = default;
 };
 
+// What one mixture of experts did with a step's own rows. Slots are (own row, rank): own rows are
+// counted over the step's own spans in order, ranks from the router's first choice.
+struct LayerRouting {
+  std::vector<int32_t> experts;  // [own rows, experts per token]; −1: the slot was lost
+  // (slot, expert) where the row would have had another expert without capacity limits; slots
+  // ascending.
+  std::vector<std::pair<int32_t, int32_t>> wanted;
+  // (expert, tokens that it got of the whole step) for every expert in the two above, ascending.
+  std::vector<std::pair<int32_t, int32_t>> tokens;
+  bool operator==(const LayerRouting&) const = default;
+
+  int32_t WantedAt(int32_t slot) const;
+  int32_t TokensOf(int32_t expert) const;  // 0: not among them
+};
+
 // One forward pass.
 struct Step {
   int64_t number = 0;  // counts the engine's steps; ascending in a trace
@@ -58,8 +77,10 @@ struct Step {
   int32_t logit_rows = 0;    // of the whole step
   int32_t logit_index = -1;  // among them, the row that gave the answer a token; -1: none
   std::vector<kernels::AttentionCut> cuts;  // those of own spans
+  std::vector<LayerRouting> routing;        // [Mixture::layers]
 
   int64_t rows() const;
+  int64_t own_rows() const;
   bool operator==(const Step&) const;
 };
 
@@ -81,7 +102,8 @@ struct Run {
 // The kernels that matrix products of one number of rows ran on.
 struct KernelChoice {
   kernels::NumericMode mode;
-  bool logits = false;  // the product that makes logits, else those of the layers
+  bool logits = false;   // the product that makes logits, else those of the layers
+  bool experts = false;  // those of one expert that got `rows` tokens
   int32_t rows = 0;
   std::vector<std::pair<std::string, std::string>> kernels;  // matrix, kernel
   bool operator==(const KernelChoice& other) const;
@@ -104,9 +126,18 @@ struct Configuration {
   bool operator==(const Configuration&) const = default;
 };
 
+// The model's mixtures of experts; of a dense model there are none.
+struct Mixture {
+  int32_t num_experts = 0;
+  int32_t experts_per_token = 0;
+  std::vector<int32_t> layers;  // ascending
+  bool operator==(const Mixture&) const = default;
+};
+
 struct Trace {
   Identity identity;
   Configuration configuration;
+  Mixture mixture;
   kernels::Policy determinism = kernels::Policy::kThroughput;  // that the request asked for
   int32_t prompt_tokens = 0;
   std::vector<int32_t> tokens;  // prompt and output

@@ -10,9 +10,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/ops/moe.h"
 #include "model/mapped_file.h"
 #include "model/strict_json.h"
 #include "nlohmann/json.hpp"
+#include "trace/json_reader.h"
 #include "trace/trace.h"
 
 namespace verbatim::trace {
@@ -25,9 +27,9 @@ using kernels::Policy;
 using nlohmann::json;
 
 constexpr char kFormat[] = "verbatim-trace";
-constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr size_t kMaxString = 4096;
 constexpr int64_t kMaxLayers = 4096;
+// Of one layer of a step: slots of all rows. What lies in memory is bounded by the text.
+constexpr size_t kMaxRoutingInts = kMaxStepRows * kernels::kMaxExpertsPerToken;
 
 constexpr std::array<std::pair<std::string_view, NumericMode>, 4> kModes = {
     {{"throughput-float32", {Policy::kThroughput, ActivationType::kF32}},
@@ -48,116 +50,66 @@ std::string HexOf(const numerics::RowFingerprint& row) {
   return absl::StrFormat("%016x%016x", row.a, row.b);
 }
 
-// Reads the members of one object; every member must be asked for by the end.
-class Reader {
- public:
-  Reader(const json& object, std::string path) : object_(object), path_(std::move(path)) {
-    if (!object.is_object()) Fail("", "is not an object");
+NumericMode ModeOf(Reader& reader, const std::string& key) {
+  const std::string text = reader.String(key);
+  for (const auto& [name, mode] : kModes) {
+    if (name == text) return mode;
   }
+  reader.Fail(key, absl::StrCat("'", absl::CHexEscape(text), "' is not a numeric mode"));
+  return {};
+}
 
-  bool ok() const { return status_.ok(); }
-  const absl::Status& status() const { return status_; }
-  std::string Path(const std::string& key) const {
-    return path_.empty() ? key : absl::StrCat(path_, ".", key);
+// [first, second, first, second, …]
+json FlatJson(const std::vector<std::pair<int32_t, int32_t>>& pairs) {
+  json out = json::array();
+  for (const auto& [first, second] : pairs) {
+    out.push_back(first);
+    out.push_back(second);
   }
-  void Fail(const std::string& key, const std::string& what) {
-    status_.Update(absl::InvalidArgumentError(absl::StrCat(Path(key), ": ", what)));
-  }
+  return out;
+}
 
-  const json* Member(const std::string& key) {
-    if (!ok()) return nullptr;
-    known_.insert(key);
-    const auto it = object_.find(key);
-    if (it != object_.end()) return &*it;
-    Fail(key, "is missing");
-    return nullptr;
+json RoutingJson(const std::vector<LayerRouting>& routing) {
+  json out = json::array();
+  for (const LayerRouting& layer : routing) {
+    out.push_back({layer.experts, FlatJson(layer.wanted), FlatJson(layer.tokens)});
   }
-  const json* Array(const std::string& key, int64_t max_size) {
-    const json* value = Member(key);
-    if (value == nullptr) return nullptr;
-    if (!value->is_array()) {
-      Fail(key, "is not an array");
-      return nullptr;
-    }
-    if (static_cast<int64_t>(value->size()) > max_size) {
-      Fail(key, absl::StrCat(value->size(), " entries, at most ", max_size));
-      return nullptr;
-    }
-    return value;
-  }
-  int64_t Int(const std::string& key, int64_t low, int64_t high) {
-    const json* value = Member(key);
-    return value == nullptr ? low : IntOf(*value, key, low, high);
-  }
-  int64_t IntOf(const json& value, const std::string& key, int64_t low, int64_t high) {
-    // Large unsigned numbers do not fit int64 and are out of every range here.
-    if (!value.is_number_integer() ||
-        (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 62)) {
-      Fail(key, "is not an integer in range");
-      return low;
-    }
-    const int64_t number = value.get<int64_t>();
-    if (number >= low && number <= high) return number;
-    Fail(key, absl::StrCat(number, " is not in [", low, ", ", high, "]"));
-    return low;
-  }
-  bool Bool(const std::string& key) {
-    const json* value = Member(key);
-    if (value == nullptr) return false;
-    if (!value->is_boolean()) Fail(key, "is not true or false");
-    return ok() && value->get<bool>();
-  }
-  std::string String(const std::string& key) {
-    const json* value = Member(key);
-    return value == nullptr ? std::string() : StringOf(*value, key);
-  }
-  std::string StringOf(const json& value, const std::string& key) {
-    if (!value.is_string()) {
-      Fail(key, "is not a string");
-      return std::string();
-    }
-    const std::string& text = value.get_ref<const std::string&>();
-    if (text.size() > kMaxString) Fail(key, absl::StrCat("longer than ", kMaxString, " bytes"));
-    return text;
-  }
-  NumericMode Mode(const std::string& key) {
-    const std::string text = String(key);
-    for (const auto& [name, mode] : kModes) {
-      if (name == text) return mode;
-    }
-    Fail(key, absl::StrCat("'", absl::CHexEscape(text), "' is not a numeric mode"));
-    return {};
-  }
-  // An array of integers of known or minimal length.
-  std::vector<int32_t> Ints(const json& value, const std::string& key, size_t min_size,
-                            size_t max_size) {
-    std::vector<int32_t> out;
-    if (!ok()) return out;
-    if (!value.is_array() || value.size() < min_size || value.size() > max_size) {
-      Fail(key,
-           absl::StrCat("is not an array of ", min_size,
-                        min_size == max_size ? "" : absl::StrCat(" to ", max_size), " integers"));
-      return std::vector<int32_t>(min_size);
-    }
-    for (const json& entry : value) {
-      out.push_back(static_cast<int32_t>(IntOf(entry, key, 0, kMaxInt)));
-    }
-    return out;
-  }
-  absl::Status Finish() {
-    if (!ok()) return status_;
-    for (const auto& [key, value] : object_.items()) {
-      if (!known_.contains(key)) Fail(absl::CHexEscape(key), "is not a known field");
-    }
-    return status_;
-  }
+  return out;
+}
 
- private:
-  const json& object_;
-  const std::string path_;
-  std::set<std::string> known_;
-  absl::Status status_;
-};
+void ReadPairs(const json& value, const std::string& key, Reader& reader,
+               std::vector<std::pair<int32_t, int32_t>>* out) {
+  const std::vector<int32_t> ints = reader.Ints(value, key, 0, kMaxRoutingInts);
+  if (ints.size() % 2 != 0) reader.Fail(key, "holds half a pair");
+  for (size_t i = 0; i + 1 < ints.size(); i += 2) out->emplace_back(ints[i], ints[i + 1]);
+}
+
+void ReadRouting(Reader& reader, std::vector<LayerRouting>* out) {
+  const json* layers = reader.Array("routing", kMaxLayers);
+  if (layers == nullptr) return;
+  for (const json& entry : *layers) {
+    const std::string key = absl::StrCat("routing[", out->size(), "]");
+    if (!entry.is_array() || entry.size() != 3) {
+      return reader.Fail(key, "is not an array of experts, wanted and tokens");
+    }
+    LayerRouting& layer = out->emplace_back();
+    layer.experts = reader.Ints(entry[0], key, 0, kMaxRoutingInts, -1);
+    ReadPairs(entry[1], key, reader, &layer.wanted);
+    ReadPairs(entry[2], key, reader, &layer.tokens);
+    if (!reader.ok()) return;
+  }
+}
+
+absl::Status ReadMixture(const json& value, Mixture* mixture) {
+  Reader reader(value, "mixture");
+  mixture->num_experts = static_cast<int32_t>(reader.Int("experts", 1, kernels::kMaxExperts));
+  mixture->experts_per_token =
+      static_cast<int32_t>(reader.Int("experts_per_token", 1, kernels::kMaxExpertsPerToken));
+  if (const json* layers = reader.Array("layers", kMaxLayers)) {
+    mixture->layers = reader.Ints(*layers, "layers", 0, kMaxLayers);
+  }
+  return reader.Finish();
+}
 
 json StepJson(const Step& step) {
   json spans = json::array(), own = json::array(), cuts = json::array();
@@ -168,16 +120,18 @@ json StepJson(const Step& step) {
     for (int32_t position : cut.positions) entry.push_back(position);
     cuts.push_back(std::move(entry));
   }
-  return {{"number", step.number},          {"mode", NameOfMode(step.mode)},
-          {"spans", std::move(spans)},      {"own", std::move(own)},
-          {"cuts", std::move(cuts)},        {"logit_rows", step.logit_rows},
-          {"logit_index", step.logit_index}};
+  json out = {{"number", step.number},          {"mode", NameOfMode(step.mode)},
+              {"spans", std::move(spans)},      {"own", std::move(own)},
+              {"cuts", std::move(cuts)},        {"logit_rows", step.logit_rows},
+              {"logit_index", step.logit_index}};
+  if (!step.routing.empty()) out["routing"] = RoutingJson(step.routing);
+  return out;
 }
 
 absl::Status ReadStep(const json& value, const std::string& path, int64_t* spans_left, Step* step) {
   Reader reader(value, path);
   step->number = reader.Int("number", 0, int64_t{1} << 62);
-  step->mode = reader.Mode("mode");
+  step->mode = ModeOf(reader, "mode");
   step->logit_rows = static_cast<int32_t>(reader.Int("logit_rows", 0, kMaxStepRows));
   step->logit_index = static_cast<int32_t>(reader.Int("logit_index", -1, kMaxStepRows));
   if (const json* spans = reader.Array("spans", kMaxStepRows)) {
@@ -206,6 +160,7 @@ absl::Status ReadStep(const json& value, const std::string& path, int64_t* spans
                             .positions = {ints.begin() + 3, ints.end()}});
     }
   }
+  if (reader.Has("routing")) ReadRouting(reader, &step->routing);
   return reader.Finish();
 }
 
@@ -224,8 +179,9 @@ absl::Status ReadRun(const json& value, const std::string& path, Run* run) {
 
 absl::Status ReadKernels(const json& value, const std::string& path, KernelChoice* choice) {
   Reader reader(value, path);
-  choice->mode = reader.Mode("mode");
+  choice->mode = ModeOf(reader, "mode");
   choice->logits = reader.Bool("logits");
+  if (reader.Has("experts")) choice->experts = reader.Bool("experts");
   choice->rows = static_cast<int32_t>(reader.Int("rows", 1, kMaxStepRows));
   if (const json* kernels = reader.Array("kernels", 64)) {
     for (const json& entry : *kernels) {
@@ -347,12 +303,14 @@ absl::Status ReadTrace(const json& value, Trace* trace) {
   if (absl::Status status = ReadAnswer(reader, trace); !status.ok()) return status;
   const json* identity = reader.Member("identity");
   const json* configuration = reader.Member("configuration");
+  const json* mixture = reader.Has("mixture") ? reader.Member("mixture") : nullptr;
   const json* runs = reader.Array("runs", kMaxRuns);
   const json* steps = reader.Array("steps", kMaxSteps);
   const json* kernels = reader.Array("kernels", kMaxSteps);
   if (absl::Status status = reader.Finish(); !status.ok()) return status;
   absl::Status status = ReadIdentity(*identity, &trace->identity);
   status.Update(ReadConfiguration(*configuration, &trace->configuration));
+  if (mixture != nullptr) status.Update(ReadMixture(*mixture, &trace->mixture));
   if (!status.ok()) return status;
   int64_t spans_left = kMaxSpans;
   status.Update(ReadAll(runs, "runs", &trace->runs, ReadRun));
@@ -384,6 +342,7 @@ std::string ToJson(const Trace& trace) {
                        {"logits", choice.logits},
                        {"rows", choice.rows},
                        {"kernels", std::move(names)}});
+    if (choice.experts) kernels.back()["experts"] = true;
   }
   const auto hex = [](const std::vector<numerics::RowFingerprint>& rows) {
     json out = json::array();
@@ -394,31 +353,36 @@ std::string ToJson(const Trace& trace) {
   for (const auto& token : trace.layers) layers.push_back(hex(token));
   const Configuration& configuration = trace.configuration;
   const bool bf16_pages = configuration.kv_cache_dtype == DType::kBF16;
-  const json document = {{"format", kFormat},
-                         {"version", kTraceVersion},
-                         {"identity",
-                          {{"version", trace.identity.version},
-                           {"weights_sha256", trace.identity.weights_sha256},
-                           {"backend", trace.identity.backend},
-                           {"numerics", trace.identity.numerics}}},
-                         {"configuration",
-                          {{"page_tokens", configuration.page_tokens},
-                           {"kv_cache_dtype", bf16_pages ? "bfloat16" : "float32"},
-                           {"logit_slice_rows", configuration.logit_slice_rows},
-                           {"max_model_len", configuration.max_model_len}}},
-                         {"determinism", std::string(NameOf(trace.determinism))},
-                         {"prompt_tokens", trace.prompt_tokens},
-                         {"tokens", trace.tokens},
-                         {"own_runs", trace.own_runs},
-                         {"runs", std::move(runs)},
-                         {"steps", std::move(steps)},
-                         {"kernels", std::move(kernels)},
-                         {"logit_row_fingerprints", hex(trace.logit_rows)},
-                         {"layer_fingerprints", std::move(layers)},
-                         {"logits_sha256", trace.logits_sha256},
-                         {"preemptions", trace.preemptions},
-                         {"cached_tokens", trace.cached_tokens},
-                         {"not_replayable", trace.not_replayable}};
+  json document = {{"format", kFormat},
+                   {"version", kTraceVersion},
+                   {"identity",
+                    {{"version", trace.identity.version},
+                     {"weights_sha256", trace.identity.weights_sha256},
+                     {"backend", trace.identity.backend},
+                     {"numerics", trace.identity.numerics}}},
+                   {"configuration",
+                    {{"page_tokens", configuration.page_tokens},
+                     {"kv_cache_dtype", bf16_pages ? "bfloat16" : "float32"},
+                     {"logit_slice_rows", configuration.logit_slice_rows},
+                     {"max_model_len", configuration.max_model_len}}},
+                   {"determinism", std::string(NameOf(trace.determinism))},
+                   {"prompt_tokens", trace.prompt_tokens},
+                   {"tokens", trace.tokens},
+                   {"own_runs", trace.own_runs},
+                   {"runs", std::move(runs)},
+                   {"steps", std::move(steps)},
+                   {"kernels", std::move(kernels)},
+                   {"logit_row_fingerprints", hex(trace.logit_rows)},
+                   {"layer_fingerprints", std::move(layers)},
+                   {"logits_sha256", trace.logits_sha256},
+                   {"preemptions", trace.preemptions},
+                   {"cached_tokens", trace.cached_tokens},
+                   {"not_replayable", trace.not_replayable}};
+  if (trace.mixture.num_experts > 0) {
+    document["mixture"] = {{"experts", trace.mixture.num_experts},
+                           {"experts_per_token", trace.mixture.experts_per_token},
+                           {"layers", trace.mixture.layers}};
+  }
   return document.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
