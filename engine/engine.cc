@@ -221,6 +221,7 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   }
   runner_ = std::make_unique<StepRunner>(*backend_, *transformer_, *cache_,
                                          config_.throughput_activations, classes_);
+  if (config_.allow_traces) runner_->KeepRouting();
   std::random_device entropy;
   seed_source_.seed((static_cast<uint64_t>(entropy()) << 32) | entropy());
   stats_.kv_cache_bytes = static_cast<int64_t>(cache_->size_bytes());

@@ -187,6 +187,17 @@ absl::Status StepRunner::RunPass(Pass& pass, StepOutcome& outcome) {
   pass.outcome.mode = pass.mode;
   pass.outcome.logit_rows = static_cast<int32_t>(pass.rows.size());
   outcome.passes.push_back(pass.outcome);
+  return keep_routing_ ? TakeRouting(outcome.passes.back()) : absl::OkStatus();
+}
+
+absl::Status StepRunner::TakeRouting(PassOutcome& outcome) {
+  const model::MoeConfig& moe = transformer_.config().moe;
+  int64_t layers = 0;
+  for (int64_t i = 0; i < transformer_.config().num_layers; ++i) layers += moe.IsMoe(i);
+  if (layers == 0) return absl::OkStatus();
+  absl::StatusOr<model::FeedForward::Routing> routing = transformer_.LastRouting();
+  if (!routing.ok()) return routing.status();
+  outcome.routing = std::make_shared<RoutingRecord>(*routing, layers, moe.experts_per_token);
   return absl::OkStatus();
 }
 

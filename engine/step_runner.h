@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "engine/request_state.h"
+#include "engine/routing_record.h"
 #include "kernels/backend.h"
 #include "model/transformer.h"
 #include "scheduler/step_plan.h"
@@ -45,6 +46,8 @@ struct PassOutcome {
   std::vector<int32_t> sampled_rows;  // by span: among the pass's logit rows, the one that gave it
                                       // its token; −1: none did
   int32_t logit_rows = 0;
+  // Of a mixture of experts, if the runner keeps routing; else null.
+  std::shared_ptr<const RoutingRecord> routing;
 };
 
 struct StepOutcome {
@@ -72,6 +75,9 @@ class StepRunner {
                    const std::map<scheduler::SequenceId, SampleState*>& sequences,
                    StepOutcome& outcome);
 
+  // From now on every pass tells which experts its rows had.
+  void KeepRouting() { keep_routing_ = true; }
+
  private:
   // The rows that one forward pass computes.
   struct Pass {
@@ -94,6 +100,7 @@ class StepRunner {
   // Runs the layers, taking fingerprints of the rows whose requests want them.
   absl::Status Forward(Pass& pass);
   absl::Status RunPass(Pass& pass, StepOutcome& outcome);
+  absl::Status TakeRouting(PassOutcome& outcome);
   // Fills in the sampling rows of claims among rows [begin, begin + count). Each needs its own
   // token counts, so they are made for one slice at a time.
   void PrepareClaimRows(Pass& pass, size_t begin, size_t count);
@@ -102,6 +109,7 @@ class StepRunner {
   model::Transformer& transformer_;
   kernels::KvCache& cache_;
   const PolicyClasses classes_;
+  bool keep_routing_ = false;
   Pass throughput_, pinned_, portable_;
   std::vector<kernels::SampledRow> sampled_;
   std::vector<std::vector<kernels::TokenCount>> claim_counts_;  // by row of a slice

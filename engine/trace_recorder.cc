@@ -14,11 +14,12 @@ namespace {
 
 constexpr int64_t kStepOverheadBytes = 128;
 
-int64_t BytesOf(size_t spans) {
-  return static_cast<int64_t>(spans * sizeof(trace::Span)) + kStepOverheadBytes;
-}
-
 }  // namespace
+
+int64_t TraceRecorder::BytesOf(const StepRecord& step) {
+  return static_cast<int64_t>(step.spans.size() * sizeof(trace::Span)) + kStepOverheadBytes +
+         (step.routing == nullptr ? 0 : step.routing->size_bytes());
+}
 
 TraceRecorder::TraceRecorder(const Options& options, const kernels::Backend& backend,
                              const model::Transformer& transformer,
@@ -34,6 +35,7 @@ void TraceRecorder::OnPass(const scheduler::StepPlan& plan, const PassOutcome& p
   step->number = next_step_++;
   step->mode = pass.mode;
   step->logit_rows = pass.logit_rows;
+  step->routing = pass.routing;
   step->spans.reserve(pass.spans.size());
   for (size_t i = 0; i < pass.spans.size(); ++i) {
     const scheduler::ScheduledSpan& span = plan.spans[pass.spans[i]];
@@ -56,7 +58,7 @@ void TraceRecorder::OnPass(const scheduler::StepPlan& plan, const PassOutcome& p
       writers_[span.pages[p]] = run;
     }
   }
-  step_bytes_ += BytesOf(step->spans.size());
+  step_bytes_ += BytesOf(*step);
   steps_.push_back(step);
   LimitMemory();
 }
@@ -67,11 +69,12 @@ void TraceRecorder::LimitMemory() {
   // cut well below the bound, so that this is rare.
   std::erase_if(steps_, [](const auto& step) { return step.expired(); });
   step_bytes_ = 0;
-  for (const auto& step : steps_) step_bytes_ += BytesOf(step.lock()->spans.size());
+  for (const auto& step : steps_) step_bytes_ += BytesOf(*step.lock());
   for (; step_bytes_ > options_.max_step_bytes / 4 * 3; steps_.pop_front()) {
     const std::shared_ptr<StepRecord> oldest = steps_.front().lock();
-    step_bytes_ -= BytesOf(oldest->spans.size());
+    step_bytes_ -= BytesOf(*oldest);
     oldest->spans = {};
+    oldest->routing = nullptr;
     oldest->forgotten = true;
   }
 }
@@ -107,6 +110,13 @@ class TraceRecorder::TraceBuilder {
            .logits = logits,
            .rows = rows,
            .kernels = recorder_.transformer_.GemmKernels(mode, rows, logits)});
+    }
+    for (const auto& [activations, tokens] : expert_tokens_) {
+      const kernels::NumericMode mode = {kernels::Policy::kThroughput, activations};
+      trace_->kernels.push_back({.mode = mode,
+                                 .experts = true,
+                                 .rows = tokens,
+                                 .kernels = recorder_.transformer_.ExpertKernels(mode, tokens)});
     }
   }
 
@@ -163,6 +173,7 @@ class TraceRecorder::TraceBuilder {
         step.mode = part.step->mode;
         step.spans = part.step->spans;
         step.logit_rows = part.step->logit_rows;
+        routing_[step.number] = part.step->routing.get();
       }
       step.own.push_back({.span = part.span,
                           .run = index,
@@ -190,7 +201,31 @@ class TraceRecorder::TraceBuilder {
                       trace::SliceRows(step.logit_rows, step.logit_index,
                                        trace_->configuration.logit_slice_rows));
     }
+    AddRouting(step);
     trace_->steps.push_back(std::move(step));
+  }
+
+  // Which kernels an expert runs on follows from its tokens in THROUGHPUT only.
+  void AddRouting(trace::Step& step) {
+    const RoutingRecord* routing = routing_[step.number];
+    if (routing == nullptr) return;
+    std::vector<int32_t> first_rows;
+    int32_t row = 0;
+    for (const trace::Span& span : step.spans) {
+      first_rows.push_back(row);
+      row += span.rows;
+    }
+    std::vector<std::pair<int32_t, int32_t>> own;
+    for (const trace::OwnSpan& span : step.own) {
+      own.emplace_back(first_rows[span.span], span.rows);
+    }
+    step.routing = routing->Of(own);
+    if (kernels::IsStrong(step.mode.policy)) return;
+    for (const trace::LayerRouting& layer : step.routing) {
+      for (const auto& [expert, tokens] : layer.tokens) {
+        if (tokens > 0) expert_tokens_.emplace(step.mode.activations, tokens);
+      }
+    }
   }
 
   const TraceRecorder& recorder_;
@@ -199,6 +234,8 @@ class TraceRecorder::TraceBuilder {
   std::vector<const RunRecord*> runs_;  // by index
   std::vector<int32_t> needed_;         // positions of each
   std::map<int64_t, trace::Step> steps_;
+  std::map<int64_t, const RoutingRecord*> routing_;                      // by step
+  std::set<std::pair<kernels::ActivationType, int32_t>> expert_tokens_;  // counts that occurred
   std::set<std::tuple<kernels::Policy, kernels::ActivationType, bool, int32_t>> shapes_;
 };
 
@@ -208,6 +245,7 @@ void TraceRecorder::Describe(scheduler::SequenceId sequence, trace::Trace* trace
   trace->configuration.logit_slice_rows =
       static_cast<int32_t>(transformer_.options().max_logit_rows);
   trace->configuration.max_model_len = static_cast<int32_t>(transformer_.options().max_model_len);
+  trace->mixture = MixtureOf(transformer_.config());
   const auto it = sequences_.find(sequence);
   const std::vector<std::shared_ptr<RunRecord>> own =
       it == sequences_.end() ? std::vector<std::shared_ptr<RunRecord>>() : it->second;

@@ -18,7 +18,8 @@ namespace verbatim::engine {
 
 // Every step is remembered while recording is on, not only those of traced requests: any sequence
 // may write a page that a traced one reads later. What is kept of a step is one shared table of its
-// spans, some hundred bytes; a step without any live sequence or page that came from it is freed.
+// spans, some hundred bytes, and of a mixture of experts two bytes for each slot of its rows; a
+// step without any live sequence or page that came from it is freed.
 //
 // Kernel choices and cuts are functions of a step's shape, so they are asked for only when a trace
 // is made. Lives on the engine's thread.
@@ -53,7 +54,8 @@ class TraceRecorder {
     kernels::NumericMode mode;
     std::vector<trace::Span> spans;
     int32_t logit_rows = 0;
-    bool forgotten = false;  // spans were dropped to bound memory
+    std::shared_ptr<const RoutingRecord> routing;  // null without experts
+    bool forgotten = false;                        // spans and routing were dropped to bound memory
   };
   struct Part {
     std::shared_ptr<StepRecord> step;
@@ -68,6 +70,8 @@ class TraceRecorder {
     std::vector<Part> parts;
   };
   class TraceBuilder;
+
+  static int64_t BytesOf(const StepRecord& step);
 
   void LimitMemory();
 

@@ -40,13 +40,15 @@ void Capture::OnRows(int32_t step, const model::ObservedRows& output,
     return;
   }
   if (output.operation == Operation::kFinalNorm) return;
-  for (const OwnRow& mine : own) {
+  for (size_t i = 0; i < own.size(); ++i) {
+    const OwnRow& mine = own[i];
     if (mine.position >= static_cast<int32_t>(rows_.size()) || mine.run != RunOf(mine.position)) {
       continue;
     }
     CapturedRow& row = rows_[mine.position];
     row.step = step;
     row.span = mine.span;
+    row.own_row = static_cast<int32_t>(i);
     const size_t index = OutputIndex(output.layer, output.operation);
     row.outputs.resize(
         std::max(row.outputs.size(), OutputIndex(config_.num_layers, Operation::kEmbedding)));

@@ -19,6 +19,8 @@ struct CapturedRow {
   int32_t span = 0;   // of that step
   // By (layer + 1) · kNumOperations + operation; layer −1 holds the embedding.
   std::vector<std::optional<numerics::RowFingerprint>> outputs;
+  // Of a mixture of experts: this row's among the own rows of its step.
+  int32_t own_row = 0;
   std::vector<float> residual;  // [layers, hidden] after each layer; empty beyond the memory bound
 };
 

@@ -6,12 +6,12 @@
 #include <tuple>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "model/utf8.h"
 #include "replay/capture.h"
+#include "replay/expert_decision.h"
+#include "replay/kernel_choice.h"
 
 namespace verbatim::replay {
 namespace {
@@ -50,34 +50,12 @@ std::string MatrixOf(Operation operation) {
   }
 }
 
-// "onednn*2+bf16*28": the kernel of one layer.
-std::string OfLayer(const std::string& runs, int64_t layer) {
-  for (absl::string_view run : absl::StrSplit(runs, '+')) {
-    const std::vector<std::string> parts = absl::StrSplit(run, '*');
-    int64_t length = 0;
-    if (parts.size() != 2 || !absl::SimpleAtoi(parts[1], &length)) return parts[0];
-    if (layer < length) return parts[0];
-    layer -= length;
-  }
-  return runs;
-}
-
 std::string GemmDecision(const trace::Trace& trace, const trace::Step& step, Operation operation,
                          int64_t layer, int64_t rows) {
-  for (const trace::KernelChoice& choice : trace.kernels) {
-    const bool strong = kernels::IsStrong(step.mode.policy);
-    if (choice.mode.policy != step.mode.policy || choice.rows != rows ||
-        (!strong && choice.mode.activations != step.mode.activations) ||
-        choice.logits != (operation == Operation::kLogits)) {
-      continue;
-    }
-    for (const auto& [matrix, kernel] : choice.kernels) {
-      if (matrix == MatrixOf(operation)) {
-        return absl::StrCat(OfLayer(kernel, layer), " kernel for ", Plural(rows, "row"));
-      }
-    }
-  }
-  return absl::StrCat("a step of ", Plural(rows, "row"));
+  const Product product = operation == Operation::kLogits ? Product::kLogits : Product::kLayers;
+  const std::string kernel = KernelOf(trace, step.mode, rows, product, MatrixOf(operation), layer);
+  if (kernel.empty()) return absl::StrCat("a step of ", Plural(rows, "row"));
+  return absl::StrCat(kernel, " kernel for ", Plural(rows, "row"));
 }
 
 // How the keys of the row's span were cut, over all heads.
@@ -98,17 +76,20 @@ std::string AttentionDecision(const trace::Step& step, int32_t span) {
   return absl::StrCat("KV in ", pieces, " pieces (", absl::StrJoin(cuts, ", "), ")", among);
 }
 
-std::string DecisionOf(const trace::Trace& trace, const trace::Step& step, int32_t span,
+std::string DecisionOf(const trace::Trace& trace, const trace::Step& step, const CapturedRow& row,
                        const Origin& origin) {
   if (origin.operation == Operation::kLogits) {
     return GemmDecision(
         trace, step, origin.operation, 0,
         trace::SliceRows(step.logit_rows, step.logit_index, trace.configuration.logit_slice_rows));
   }
+  if (origin.operation == Operation::kDown && RoutingOf(trace, row, origin.layer) != nullptr) {
+    return ExpertDecision(trace, row, origin.layer);
+  }
   if (!MatrixOf(origin.operation).empty()) {
     return GemmDecision(trace, step, origin.operation, origin.layer, step.rows());
   }
-  if (origin.operation == Operation::kAttention) return AttentionDecision(step, span);
+  if (origin.operation == Operation::kAttention) return AttentionDecision(step, row.span);
   return absl::StrCat("a step of ", Plural(step.rows(), "row"));
 }
 
@@ -210,7 +191,10 @@ void FillOrigin(const Origin& origin, const trace::Trace& trace, const Capture& 
   side->step_rows = step.rows();
   side->step_sequences = static_cast<int64_t>(step.spans.size());
   side->mode = ModeText(step.mode);
-  side->decision = DecisionOf(trace, step, row.span, origin);
+  side->decision = DecisionOf(trace, step, row, origin);
+  if (origin.operation == Operation::kDown) {
+    side->full_expert = FirstFull(trace, row, origin.position, origin.layer);
+  }
 }
 
 std::string Where(const Explanation& e) {
@@ -227,11 +211,23 @@ std::string SideShape(const Side& side) {
   return absl::StrCat(side.decision, " (", side.name, ", step ", side.step_number, ")");
 }
 
+// "Token 31: expert 5 full in layer 7, rerouted to 2 (under load). "
+std::string CapacityText(const Explanation& e) {
+  std::string out;
+  for (const Side* side : {&e.a, &e.b}) {
+    if (!side->full_expert.has_value()) continue;
+    absl::StrAppend(&out, "Token ", side->full_expert->position, ": ", FullText(*side->full_expert),
+                    " (", side->name, "). ");
+  }
+  return out;
+}
+
 std::string Summarise(const Explanation& e) {
   if (!e.first_different_logits.has_value()) {
     return "Nothing differs: every logit row has the same bits.";
   }
   std::string out;
+  if (e.by_capacity) absl::StrAppend(&out, CapacityText(e));
   if (e.origin.has_value()) {
     absl::StrAppend(&out, "Bits first differ at ", Where(e), ": ", SideShape(e.a), " against ",
                     SideShape(e.b));
@@ -254,8 +250,9 @@ std::string Summarise(const Explanation& e) {
 absl::Status CheckReplay(const NamedTrace& side, const ReplayResult& result) {
   if (result.reproduced()) return absl::OkStatus();
   const std::string why =
-      !result.decision_difference.empty()
-          ? result.decision_difference
+      !result.decision_difference.empty() ? result.decision_difference
+      : !result.routing_difference.empty()
+          ? result.routing_difference
           : absl::StrCat("output token ", *result.first_difference, " has other bits");
   return absl::FailedPreconditionError(
       absl::StrCat(side.name, ": was not reproduced, so nothing can be said about it: ", why));
@@ -309,6 +306,8 @@ absl::StatusOr<Explanation> ExplainWith(Replayer& replayer_a, Replayer& replayer
   FillSide(y, *result_b, tokenizer, out.compared_token, &out.b);
   FillDrift(capture_a, capture_b, replayer_a.config().num_layers, replayer_a.config().hidden_size,
             &out);
+  CountSlots(x, capture_a, &out.a);
+  CountSlots(y, capture_b, &out.b);
   FillLogitDrift(capture_a.logits(), capture_b.logits(), &out);
   out.origin = FindOrigin(capture_a, capture_b);
   if (out.first_different_logits.has_value()) {
@@ -327,6 +326,9 @@ absl::StatusOr<Explanation> ExplainWith(Replayer& replayer_a, Replayer& replayer
   if (out.origin.has_value()) {
     FillOrigin(*out.origin, x, capture_a, *result_a, &out.a);
     FillOrigin(*out.origin, y, capture_b, *result_b, &out.b);
+    out.by_capacity = out.origin->operation == Operation::kDown &&
+                      !SameExperts(x, capture_a.rows()[out.origin->position], y,
+                                   capture_b.rows()[out.origin->position], out.origin->layer);
   }
   out.summary = Summarise(out);
   return out;

@@ -31,6 +31,10 @@ struct Side {
   int64_t step_sequences = 0;
   std::string mode;      // "throughput, bf16 activations"
   std::string decision;  // "bf16 kernel for 1 row", "KV axis in 2 pieces (cut at 64)"
+  // Where the first difference is what experts a row got: the first that was full for it.
+  std::optional<FullExpert> full_expert;
+  // Of the compared rows of a mixture of experts, over its layers.
+  int64_t slots = 0, lost_slots = 0, rerouted_slots = 0;
 };
 
 // Where the first bits differ: everything that this operation read had equal bits in both runs.
@@ -38,6 +42,16 @@ struct Origin {
   int32_t position = 0;  // of the row
   int64_t layer = -1;    // −1: before the first layer
   model::Operation operation = model::Operation::kEmbedding;
+};
+
+// A row that was kept from an expert it wanted in one run: the expert was full.
+struct FullExpert {
+  int32_t position = 0;
+  int64_t layer = 0;
+  int32_t rank = 0;     // among the row's experts
+  int32_t expert = 0;   // that it wanted
+  int32_t instead = 0;  // −1: the slot was lost
+  int32_t tokens = 0;   // that the expert took in that step
 };
 
 // Difference of the residual stream after a layer. Of one position: relative means
@@ -60,6 +74,7 @@ struct Explanation {
   int64_t compared_token = 0;
   // Of the first difference in hidden states; where these are all equal, of the logits' product.
   std::optional<Origin> origin;  // nullopt: no bits differ up to there
+  bool by_capacity = false;      // the origin is that full experts kept the row from what it wanted
   // Set where the row of the first different logits had equal hidden states in both runs, so that
   // only the product that makes logits differed: what each side did there.
   std::string logits_decision_a, logits_decision_b;

@@ -1,6 +1,7 @@
 // Flags and output of `verbatim replay`.
 #include "replay/replay_command.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -27,6 +28,24 @@ int Failed(const absl::Status& status) {
   return 1;
 }
 
+// Of a mixture of experts, what became of the slots of the answer's rows.
+void PrintExperts(const trace::Trace& trace) {
+  if (trace.mixture.num_experts == 0) return;
+  int64_t slots = 0, lost = 0, wanted = 0;
+  for (const trace::Step& step : trace.steps) {
+    for (const trace::LayerRouting& layer : step.routing) {
+      slots += static_cast<int64_t>(layer.experts.size());
+      lost += std::count(layer.experts.begin(), layer.experts.end(), -1);
+      wanted += static_cast<int64_t>(layer.wanted.size());
+    }
+  }
+  std::printf(
+      "experts     %d of %d a token in %zu layers; of %lld slots %lld lost, %lld rerouted\n",
+      trace.mixture.experts_per_token, trace.mixture.num_experts, trace.mixture.layers.size(),
+      static_cast<long long>(slots), static_cast<long long>(lost),
+      static_cast<long long>(wanted - lost));
+}
+
 // What the answer went through, for people.
 void PrintTrace(const trace::Trace& trace) {
   int64_t rows = 0, most = 0, cached_by_others = 0;
@@ -43,6 +62,7 @@ void PrintTrace(const trace::Trace& trace) {
                   ? 0.0
                   : static_cast<double>(rows) / static_cast<double>(trace.steps.size()),
               static_cast<long long>(most));
+  PrintExperts(trace);
   std::printf(
       "pages       %d positions from the prefix cache, %lld other runs wrote them; "
       "%d preemptions\n",
@@ -56,6 +76,7 @@ void PrintJson(const trace::Trace& trace, const ReplayResult& result) {
                         {"recorded_logits_sha256", trace.logits_sha256},
                         {"replayed_logits_sha256", result.logits_sha256},
                         {"decision_difference", result.decision_difference},
+                        {"routing_difference", result.routing_difference},
                         {"first_different_token", nullptr}};
   if (result.first_difference.has_value()) {
     out["first_different_token"] = *result.first_difference;
@@ -75,9 +96,16 @@ void PrintResult(const trace::Trace& trace, const ReplayResult& result, absl::Du
       return;
     }
   }
+  if (!result.routing_difference.empty()) {
+    std::printf("experts     differ: %s\n", result.routing_difference.c_str());
+  }
   std::printf("recorded    %s\nreplayed    %s\n", trace.logits_sha256.c_str(),
               result.logits_sha256.c_str());
   if (!result.first_difference.has_value()) {
+    if (!result.routing_difference.empty()) {
+      std::printf("result      not reproduced: equal bits, but not the recorded experts\n");
+      return;
+    }
     std::printf("result      reproduced: all %lld logit rows have the recorded bits (%.2f s)\n",
                 static_cast<long long>(trace.output_tokens()), absl::ToDoubleSeconds(took));
     return;

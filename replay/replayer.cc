@@ -6,9 +6,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/logits_hash.h"
+#include "engine/routing_record.h"
 #include "engine/version.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/numerics/philox.h"
+#include "replay/forced_step.h"
 
 namespace verbatim::replay {
 namespace {
@@ -44,7 +46,8 @@ class Replayer::Session {
 
   absl::StatusOr<ReplayResult> Run() {
     if (absl::Status status = MakePages(); !status.ok()) return status;
-    if (options_.observer != nullptr || !trace_.layers.empty()) {
+    const bool has_experts = trace_.mixture.num_experts > 0;
+    if (options_.observer != nullptr || !trace_.layers.empty() || has_experts) {
       replayer_.transformer_->set_observer(&tap_);
     }
     absl::Status status;
@@ -71,9 +74,34 @@ class Replayer::Session {
                                          logits ? session_.own_logits_ : session_.own_rows_);
     }
 
+    void OnRouting(const model::ObservedRouting& routing) override {
+      session_.CheckRouting(routing);
+    }
+
    private:
     Session& session_;
   };
+
+  // Compares what the answer's rows want with the trace. What they get is forced.
+  void CheckRouting(const model::ObservedRouting& routing) {
+    if (!result_.routing_difference.empty()) return;
+    const std::vector<int32_t>& layers = trace_.mixture.layers;
+    const size_t mixture = static_cast<size_t>(
+        std::find(layers.begin(), layers.end(), routing.layer) - layers.begin());
+    const trace::LayerRouting& recorded = trace_.steps[step_].routing[mixture];
+    for (size_t i = 0; i < own_rows_.size(); ++i) {
+      for (int64_t r = 0; r < routing.top_k; ++r) {
+        const int32_t here = routing.wanted[own_rows_[i].row * routing.top_k + r];
+        const int32_t there =
+            recorded.WantedAt(static_cast<int32_t>(static_cast<int64_t>(i) * routing.top_k + r));
+        if (here == there) continue;
+        result_.routing_difference =
+            absl::StrCat("steps[", step_, "]: position ", own_rows_[i].position, " wants expert ",
+                         here, " in layer ", routing.layer, ", ", there, " in the trace");
+        return;
+      }
+    }
+  }
 
   // Compares the row that gives the next token with what the trace says of its layers.
   void WatchLayer(const model::ObservedRows& output) {
@@ -184,6 +212,10 @@ class Replayer::Session {
     }
     answer_row_ = answer.row;
     different_layer_ = -1;
+    if (trace_.mixture.num_experts > 0) {
+      forced_ = ForcedRoutingOf(trace_.mixture, step, own_rows_);
+      batch_.forced_routing = &forced_;
+    }
     absl::Status status = replayer_.transformer_->Forward(batch_, step.mode, *cache_);
     if (!status.ok() || step.logit_index < 0) return status;
     return TakeLogits(step, answer);
@@ -239,6 +271,7 @@ class Replayer::Session {
   int32_t answer_row_ = 0;
   int64_t different_layer_ = -1;
   model::ForwardBatch batch_;
+  model::ForcedRouting forced_;
   std::vector<std::vector<int32_t>> tables_;
   std::vector<OwnRow> own_rows_, own_logits_;
   engine::LogitsHash hash_;
@@ -306,6 +339,9 @@ absl::Status Replayer::Prepare(const trace::Trace& trace) {
                                                      " is not in [0, ", model.vocab_size, ")"));
     }
   }
+  if (trace.mixture != engine::MixtureOf(model)) {
+    return absl::FailedPreconditionError("mixture: the trace's experts are not those of the model");
+  }
   int64_t rows = 1;
   for (const trace::Step& step : trace.steps) rows = std::max(rows, step.rows());
   model::TransformerOptions options = {.max_batch_rows = rows,
@@ -331,14 +367,17 @@ absl::Status Replayer::Prepare(const trace::Trace& trace) {
 
 std::string Replayer::FirstOtherDecision(const trace::Trace& trace) const {
   for (const trace::KernelChoice& choice : trace.kernels) {
-    const auto here = transformer_->GemmKernels(choice.mode, choice.rows, choice.logits);
+    const auto here = choice.experts
+                          ? transformer_->ExpertKernels(choice.mode, choice.rows)
+                          : transformer_->GemmKernels(choice.mode, choice.rows, choice.logits);
     for (size_t i = 0; i < std::max(here.size(), choice.kernels.size()); ++i) {
       if (i < here.size() && i < choice.kernels.size() && here[i] == choice.kernels[i]) continue;
       const auto name = [&](const auto& list) {
         return i < list.size() ? absl::StrCat(list[i].first, " on ", list[i].second)
                                : std::string("nothing");
       };
-      return absl::StrCat("products of ", choice.rows, " rows: the trace says ",
+      return absl::StrCat("products of ", choice.rows,
+                          choice.experts ? " tokens of an expert" : " rows", ": the trace says ",
                           name(choice.kernels), ", this program ", name(here));
     }
   }

@@ -60,8 +60,14 @@ struct ReplayResult {
   int64_t first_different_layer = -1;
   // "steps[3]: qkv of 17 rows: the trace says bf16, this program onednn"; empty: all agree.
   std::string decision_difference;
+  // "steps[3]: position 31 wants expert 4 in layer 1, 5 in the trace": the first of the answer's
+  // rows whose router chose otherwise than recorded; empty: all agree.
+  std::string routing_difference;
 
-  bool reproduced() const { return !first_difference.has_value() && decision_difference.empty(); }
+  bool reproduced() const {
+    return !first_difference.has_value() && decision_difference.empty() &&
+           routing_difference.empty();
+  }
 };
 
 // A model ready to replay traces that were made with it. Not thread-safe.

@@ -39,6 +39,7 @@ absl::Status CheckLayer(const Mixture& mixture, const Step& step, const LayerRou
   status.Update(CheckPairs(layer.tokens, mixture.num_experts, step.rows() + 1, field));
   if (!status.ok()) return status;
   std::map<int32_t, int64_t> own;  // slots by expert
+  int64_t lost = 0;
   for (const auto& [slot, expert] : layer.wanted) {
     own.emplace(expert, 0);
     if (expert == layer.experts[slot]) {
@@ -58,14 +59,16 @@ absl::Status CheckLayer(const Mixture& mixture, const Step& step, const LayerRou
       ++own[expert];
     } else if (layer.WantedAt(static_cast<int32_t>(slot)) < 0) {
       return Bad(field, absl::StrCat("slot ", slot, " is lost and wanted no expert"));
+    } else {
+      ++lost;
     }
   }
   int64_t all = 0;
   for (const auto& [expert, tokens] : layer.tokens) all += tokens;
-  if (all > step.rows() * top_k || own.size() != layer.tokens.size()) {
+  if (all > step.rows() * top_k - lost || own.size() != layer.tokens.size()) {
     return Bad(field, absl::StrCat("tokens of ", layer.tokens.size(), " experts, ", all,
                                    " in all, are not those of ", own.size(), " experts and ",
-                                   step.rows() * top_k, " slots"));
+                                   step.rows() * top_k - lost, " slots"));
   }
   for (const auto& [expert, count] : own) {
     if (layer.TokensOf(expert) < count) {

@@ -1,0 +1,108 @@
+// What a mixture of experts did with one row of an answer.
+#include "replay/expert_decision.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "replay/kernel_choice.h"
+
+namespace verbatim::replay {
+namespace {
+
+// Slots of the row in LayerRouting::experts.
+int32_t FirstSlot(const trace::Trace& trace, const CapturedRow& row) {
+  return row.own_row * trace.mixture.experts_per_token;
+}
+
+}  // namespace
+
+const trace::LayerRouting* RoutingOf(const trace::Trace& trace, const CapturedRow& row,
+                                     int64_t layer) {
+  const std::vector<int32_t>& layers = trace.mixture.layers;
+  const auto it = std::find(layers.begin(), layers.end(), layer);
+  if (row.step < 0 || it == layers.end()) return nullptr;
+  return &trace.steps[row.step].routing[static_cast<size_t>(it - layers.begin())];
+}
+
+bool SameExperts(const trace::Trace& a, const CapturedRow& row_a, const trace::Trace& b,
+                 const CapturedRow& row_b, int64_t layer) {
+  const trace::LayerRouting* x = RoutingOf(a, row_a, layer);
+  const trace::LayerRouting* y = RoutingOf(b, row_b, layer);
+  if (x == nullptr || y == nullptr) return true;
+  return std::equal(x->experts.begin() + FirstSlot(a, row_a),
+                    x->experts.begin() + FirstSlot(a, row_a) + a.mixture.experts_per_token,
+                    y->experts.begin() + FirstSlot(b, row_b));
+}
+
+std::optional<FullExpert> FirstFull(const trace::Trace& trace, const CapturedRow& row,
+                                    int32_t position, int64_t layer) {
+  const trace::LayerRouting* routing = RoutingOf(trace, row, layer);
+  if (routing == nullptr) return std::nullopt;
+  const int32_t first = FirstSlot(trace, row);
+  for (int32_t r = 0; r < trace.mixture.experts_per_token; ++r) {
+    const int32_t wanted = routing->WantedAt(first + r);
+    if (wanted == routing->experts[first + r]) continue;
+    return FullExpert{.position = position,
+                      .layer = layer,
+                      .rank = r,
+                      .expert = wanted,
+                      .instead = routing->experts[first + r],
+                      .tokens = routing->TokensOf(wanted)};
+  }
+  return std::nullopt;
+}
+
+std::string FullText(const FullExpert& full) {
+  return absl::StrCat("expert ", full.expert, " full in layer ", full.layer,
+                      full.instead < 0 ? ", lost" : absl::StrCat(", rerouted to ", full.instead));
+}
+
+std::string ExpertDecision(const trace::Trace& trace, const CapturedRow& row, int64_t layer) {
+  const trace::LayerRouting& routing = *RoutingOf(trace, row, layer);
+  const trace::Step& step = trace.steps[row.step];
+  const bool strong = kernels::IsStrong(step.mode.policy);
+  std::vector<std::string> parts;
+  for (int32_t r = 0; r < trace.mixture.experts_per_token; ++r) {
+    const int32_t slot = FirstSlot(trace, row) + r;
+    const int32_t expert = routing.experts[slot], wanted = routing.WantedAt(slot);
+    if (expert < 0) {
+      parts.push_back(absl::StrCat("expert ", wanted, " full, lost"));
+      continue;
+    }
+    const int32_t tokens = routing.TokensOf(expert);
+    const std::string kernel =
+        strong ? KernelOf(trace, step.mode, step.rows(), Product::kLayers, "experts_gate_up", layer)
+               : KernelOf(trace, step.mode, tokens, Product::kExperts, "expert_gate_up", layer);
+    parts.push_back(
+        absl::StrCat(expert == wanted ? "" : absl::StrCat("expert ", wanted, " full, rerouted to "),
+                     "expert ", expert, kernel.empty() ? "" : absl::StrCat(" on ", kernel), " for ",
+                     tokens, tokens == 1 ? " token" : " tokens"));
+  }
+  const std::string shared =
+      KernelOf(trace, step.mode, step.rows(), Product::kLayers, "shared_gate_up", layer);
+  if (!shared.empty()) {
+    parts.push_back(absl::StrCat("shared expert on ", shared, " for ", step.rows(),
+                                 step.rows() == 1 ? " row" : " rows"));
+  }
+  return absl::StrJoin(parts, "; ");
+}
+
+void CountSlots(const trace::Trace& trace, const Capture& capture, Side* side) {
+  for (const CapturedRow& row : capture.rows()) {
+    for (int32_t layer : trace.mixture.layers) {
+      const trace::LayerRouting* routing = RoutingOf(trace, row, layer);
+      if (routing == nullptr) continue;
+      for (int32_t r = 0; r < trace.mixture.experts_per_token; ++r) {
+        const int32_t slot = FirstSlot(trace, row) + r;
+        const int32_t expert = routing->experts[slot];
+        ++side->slots;
+        side->lost_slots += expert < 0;
+        side->rerouted_slots += expert >= 0 && expert != routing->WantedAt(slot);
+      }
+    }
+  }
+}
+
+}  // namespace verbatim::replay
