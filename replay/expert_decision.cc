@@ -26,32 +26,30 @@ const trace::LayerRouting* RoutingOf(const trace::Trace& trace, const CapturedRo
   return &trace.steps[row.step].routing[static_cast<size_t>(it - layers.begin())];
 }
 
-bool SameExperts(const trace::Trace& a, const CapturedRow& row_a, const trace::Trace& b,
-                 const CapturedRow& row_b, int64_t layer) {
+std::optional<int32_t> FirstOtherRank(const trace::Trace& a, const CapturedRow& row_a,
+                                      const trace::Trace& b, const CapturedRow& row_b,
+                                      int64_t layer) {
   const trace::LayerRouting* x = RoutingOf(a, row_a, layer);
   const trace::LayerRouting* y = RoutingOf(b, row_b, layer);
-  if (x == nullptr || y == nullptr) return true;
-  return std::equal(x->experts.begin() + FirstSlot(a, row_a),
-                    x->experts.begin() + FirstSlot(a, row_a) + a.mixture.experts_per_token,
-                    y->experts.begin() + FirstSlot(b, row_b));
-}
-
-std::optional<FullExpert> FirstFull(const trace::Trace& trace, const CapturedRow& row,
-                                    int32_t position, int64_t layer) {
-  const trace::LayerRouting* routing = RoutingOf(trace, row, layer);
-  if (routing == nullptr) return std::nullopt;
-  const int32_t first = FirstSlot(trace, row);
-  for (int32_t r = 0; r < trace.mixture.experts_per_token; ++r) {
-    const int32_t wanted = routing->WantedAt(first + r);
-    if (wanted == routing->experts[first + r]) continue;
-    return FullExpert{.position = position,
-                      .layer = layer,
-                      .rank = r,
-                      .expert = wanted,
-                      .instead = routing->experts[first + r],
-                      .tokens = routing->TokensOf(wanted)};
+  if (x == nullptr || y == nullptr) return std::nullopt;
+  for (int32_t r = 0; r < a.mixture.experts_per_token; ++r) {
+    if (x->experts[FirstSlot(a, row_a) + r] != y->experts[FirstSlot(b, row_b) + r]) return r;
   }
   return std::nullopt;
+}
+
+std::optional<FullExpert> FullAt(const trace::Trace& trace, const CapturedRow& row,
+                                 int32_t position, int64_t layer, int32_t rank) {
+  const trace::LayerRouting& routing = *RoutingOf(trace, row, layer);
+  const int32_t slot = FirstSlot(trace, row) + rank;
+  const int32_t wanted = routing.WantedAt(slot);
+  if (wanted == routing.experts[slot]) return std::nullopt;
+  return FullExpert{.position = position,
+                    .layer = layer,
+                    .rank = rank,
+                    .expert = wanted,
+                    .instead = routing.experts[slot],
+                    .tokens = routing.TokensOf(wanted)};
 }
 
 std::string FullText(const FullExpert& full) {
@@ -75,10 +73,11 @@ std::string ExpertDecision(const trace::Trace& trace, const CapturedRow& row, in
     const std::string kernel =
         strong ? KernelOf(trace, step.mode, step.rows(), Product::kLayers, "experts_gate_up", layer)
                : KernelOf(trace, step.mode, tokens, Product::kExperts, "expert_gate_up", layer);
-    parts.push_back(
-        absl::StrCat(expert == wanted ? "" : absl::StrCat("expert ", wanted, " full, rerouted to "),
-                     "expert ", expert, kernel.empty() ? "" : absl::StrCat(" on ", kernel), " for ",
-                     tokens, tokens == 1 ? " token" : " tokens"));
+    const std::string name = expert == wanted
+                                 ? absl::StrCat("expert ", expert)
+                                 : absl::StrCat("expert ", wanted, " full, rerouted to ", expert);
+    parts.push_back(absl::StrCat(name, kernel.empty() ? "" : absl::StrCat(" on ", kernel), " for ",
+                                 tokens, tokens == 1 ? " token" : " tokens"));
   }
   const std::string shared =
       KernelOf(trace, step.mode, step.rows(), Product::kLayers, "shared_gate_up", layer);

@@ -15,13 +15,14 @@ namespace verbatim::replay {
 const trace::LayerRouting* RoutingOf(const trace::Trace& trace, const CapturedRow& row,
                                      int64_t layer);
 
-// Whether the row got the same experts in both runs.
-bool SameExperts(const trace::Trace& a, const CapturedRow& row_a, const trace::Trace& b,
-                 const CapturedRow& row_b, int64_t layer);
+// The first rank at which the row got other experts in the two runs; null: they are equal.
+std::optional<int32_t> FirstOtherRank(const trace::Trace& a, const CapturedRow& row_a,
+                                      const trace::Trace& b, const CapturedRow& row_b,
+                                      int64_t layer);
 
-// The first slot of the row that was lost or rerouted there.
-std::optional<FullExpert> FirstFull(const trace::Trace& trace, const CapturedRow& row,
-                                    int32_t position, int64_t layer);
+// Null where the row got the expert that it wanted.
+std::optional<FullExpert> FullAt(const trace::Trace& trace, const CapturedRow& row,
+                                 int32_t position, int64_t layer, int32_t rank);
 
 // "expert 5 full in layer 7, rerouted to 2", or "…, lost".
 std::string FullText(const FullExpert& full);

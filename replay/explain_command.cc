@@ -30,6 +30,8 @@ struct Options {
   int32_t threads = 0, neighbours = 16, attempts = 8;
   int64_t max_tokens = 64, max_num_batched_tokens = 512;
   uint64_t seed = 1;
+  double moe_capacity_factor = 0;
+  std::string moe_overflow = "drop";
 
   flags::FlagSet Flags();
   absl::Status Check() const;
@@ -59,6 +61,11 @@ flags::FlagSet Options::Flags() {
   flags.Add("max-num-batched-tokens", &max_num_batched_tokens, "tokens in one step");
   flags.Add("threads", &threads, "threads that compute; 0: every core this process may use");
   flags.Add("seed", &seed, "seed of the neighbours");
+  flags.Add("moe-capacity-factor", &moe_capacity_factor,
+            "mixtures of experts: an expert takes at most this times its even share of a step's "
+            "tokens; 0: no limit");
+  flags.Add("moe-overflow", &moe_overflow,
+            "what becomes of a token whose expert is full: drop or next");
   return flags;
 }
 
@@ -72,6 +79,12 @@ absl::Status Options::Check() const {
   if (attempts < 1) return bad("attempts", "must be at least 1");
   if (max_num_batched_tokens < neighbours + 1 || max_num_batched_tokens > 65536) {
     return bad("max-num-batched-tokens", "must hold one token of every sequence, at most 65536");
+  }
+  if (!(moe_capacity_factor >= 0 && moe_capacity_factor <= 1e6)) {
+    return bad("moe-capacity-factor", "is not in [0, 1000000]");
+  }
+  if (moe_overflow != "drop" && moe_overflow != "next") {
+    return bad("moe-overflow", "is not drop or next");
   }
   return absl::OkStatus();
 }
@@ -109,7 +122,14 @@ absl::StatusOr<Explanation> ExplainPrompt(const Options& options, std::string pr
   pair_options.neighbours = options.neighbours;
   pair_options.attempts = options.attempts;
   pair_options.seed = options.seed;
+  if (options.moe_capacity_factor > 0 && checkpoint.config().moe.num_experts == 0) {
+    return absl::InvalidArgumentError(
+        "--moe-capacity-factor: the model is not a mixture of experts");
+  }
   engine::EngineConfig& engine = pair_options.engine;
+  engine.moe_capacity_factor = options.moe_capacity_factor;
+  engine.moe_overflow = options.moe_overflow == "next" ? kernels::CapacityOverflow::kNext
+                                                       : kernels::CapacityOverflow::kDrop;
   engine.scheduler.max_num_seqs = options.neighbours + 1;
   engine.scheduler.max_num_batched_tokens = options.max_num_batched_tokens;
   engine.scheduler.max_model_len =

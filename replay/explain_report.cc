@@ -40,8 +40,17 @@ std::string Bar(double value, double most) {
   return std::string(static_cast<size_t>(length), '#');
 }
 
+json FullExpertJson(const std::optional<FullExpert>& full) {
+  if (!full.has_value()) return nullptr;
+  return {{"position", full->position}, {"layer", full->layer},     {"rank", full->rank},
+          {"expert", full->expert},     {"instead", full->instead}, {"tokens", full->tokens}};
+}
+
 json SideJson(const Side& side) {
   return {{"name", side.name},
+          {"full_expert", FullExpertJson(side.full_expert)},
+          {"expert_slots",
+           {{"all", side.slots}, {"lost", side.lost_slots}, {"rerouted", side.rerouted_slots}}},
           {"logits_sha256", side.logits_sha256},
           {"output_tokens", side.output_tokens},
           {"completion", side.completion},
@@ -65,6 +74,10 @@ void AppendSide(const Side& side, bool split, std::string* out) {
   if (!side.decision.empty()) {
     absl::StrAppendFormat(out, "  %-12s step %d: %s; %s\n", "", side.step_number, side.decision,
                           side.mode);
+  }
+  if (side.lost_slots + side.rerouted_slots > 0) {
+    absl::StrAppendFormat(out, "  %-12s of %d expert slots %d lost, %d rerouted\n", "", side.slots,
+                          side.lost_slots, side.rerouted_slots);
   }
   if (!split) return;
   absl::StrAppendFormat(out, "  %-12s token %d '%s', margin to the next best %.6g\n", "",
@@ -122,6 +135,7 @@ json ExplanationJson(const Explanation& e, const model::Tokenizer& tokenizer) {
           {"first_different_logits", OptionalJson(e.first_different_logits)},
           {"first_different_token", OptionalJson(e.first_different_token)},
           {"compared_token", e.compared_token},
+          {"by_capacity", e.by_capacity},
           {"origin", std::move(origin)},
           {"logits_decisions", {e.logits_decision_a, e.logits_decision_b}},
           {"a", SideJson(e.a)},

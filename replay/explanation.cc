@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "model/utf8.h"
@@ -192,32 +193,48 @@ void FillOrigin(const Origin& origin, const trace::Trace& trace, const Capture& 
   side->step_sequences = static_cast<int64_t>(step.spans.size());
   side->mode = ModeText(step.mode);
   side->decision = DecisionOf(trace, step, row, origin);
-  if (origin.operation == Operation::kDown) {
-    side->full_expert = FirstFull(trace, row, origin.position, origin.layer);
-  }
+}
+
+// Whether the origin is that the row got other experts, and which were full for it.
+void FillCapacity(const trace::Trace& x, const Capture& a, const trace::Trace& y, const Capture& b,
+                  Explanation* out) {
+  const Origin& origin = *out->origin;
+  if (origin.operation != Operation::kDown) return;
+  const CapturedRow& row_a = a.rows()[origin.position];
+  const CapturedRow& row_b = b.rows()[origin.position];
+  const std::optional<int32_t> rank = FirstOtherRank(x, row_a, y, row_b, origin.layer);
+  if (!rank.has_value()) return;
+  out->by_capacity = true;
+  out->a.full_expert = FullAt(x, row_a, origin.position, origin.layer, *rank);
+  out->b.full_expert = FullAt(y, row_b, origin.position, origin.layer, *rank);
+}
+
+std::string RowName(const Explanation& e) {
+  const int64_t output = e.origin->position - e.prompt_tokens;
+  return output < 0 ? absl::StrCat("prompt token ", e.origin->position)
+                    : absl::StrCat("output token ", output);
 }
 
 std::string Where(const Explanation& e) {
-  const int64_t output = e.origin->position - e.prompt_tokens;
-  const std::string row = output < 0 ? absl::StrCat("prompt token ", e.origin->position)
-                                     : absl::StrCat("output token ", output);
   const std::string layer = e.origin->operation == Operation::kLogits ? "after the layers"
                             : e.origin->layer < 0                     ? "before the layers"
                                                   : absl::StrCat("layer ", e.origin->layer);
-  return absl::StrCat(layer, ", ", std::string(NameOf(e.origin->operation)), ", row of ", row);
+  return absl::StrCat(layer, ", ", std::string(NameOf(e.origin->operation)), ", row of ",
+                      RowName(e));
 }
 
 std::string SideShape(const Side& side) {
   return absl::StrCat(side.decision, " (", side.name, ", step ", side.step_number, ")");
 }
 
-// "Token 31: expert 5 full in layer 7, rerouted to 2 (under load). "
+// "Prompt token 31: expert 5 full in layer 7, rerouted to 2 (under load, step 9). "
 std::string CapacityText(const Explanation& e) {
-  std::string out;
+  std::string row = RowName(e), out;
+  row[0] = absl::ascii_toupper(static_cast<unsigned char>(row[0]));
   for (const Side* side : {&e.a, &e.b}) {
     if (!side->full_expert.has_value()) continue;
-    absl::StrAppend(&out, "Token ", side->full_expert->position, ": ", FullText(*side->full_expert),
-                    " (", side->name, "). ");
+    absl::StrAppend(&out, row, ": ", FullText(*side->full_expert), " (", side->name, ", step ",
+                    side->step_number, "). ");
   }
   return out;
 }
@@ -326,9 +343,7 @@ absl::StatusOr<Explanation> ExplainWith(Replayer& replayer_a, Replayer& replayer
   if (out.origin.has_value()) {
     FillOrigin(*out.origin, x, capture_a, *result_a, &out.a);
     FillOrigin(*out.origin, y, capture_b, *result_b, &out.b);
-    out.by_capacity = out.origin->operation == Operation::kDown &&
-                      !SameExperts(x, capture_a.rows()[out.origin->position], y,
-                                   capture_b.rows()[out.origin->position], out.origin->layer);
+    FillCapacity(x, capture_a, y, capture_b, &out);
   }
   out.summary = Summarise(out);
   return out;

@@ -15,6 +15,16 @@
 
 namespace verbatim::replay {
 
+// A row that was kept from an expert it wanted in one run: the expert was full.
+struct FullExpert {
+  int32_t position = 0;
+  int64_t layer = 0;
+  int32_t rank = 0;     // among the row's experts
+  int32_t expert = 0;   // that it wanted
+  int32_t instead = 0;  // −1: the slot was lost
+  int32_t tokens = 0;   // that the expert took in that step
+};
+
 // One run's part in a difference.
 struct Side {
   std::string name;  // "alone", a file name
@@ -31,7 +41,7 @@ struct Side {
   int64_t step_sequences = 0;
   std::string mode;      // "throughput, bf16 activations"
   std::string decision;  // "bf16 kernel for 1 row", "KV axis in 2 pieces (cut at 64)"
-  // Where the first difference is what experts a row got: the first that was full for it.
+  // Where the first difference is which experts a row got: what it did not get in this run.
   std::optional<FullExpert> full_expert;
   // Of the compared rows of a mixture of experts, over its layers.
   int64_t slots = 0, lost_slots = 0, rerouted_slots = 0;
@@ -42,16 +52,6 @@ struct Origin {
   int32_t position = 0;  // of the row
   int64_t layer = -1;    // −1: before the first layer
   model::Operation operation = model::Operation::kEmbedding;
-};
-
-// A row that was kept from an expert it wanted in one run: the expert was full.
-struct FullExpert {
-  int32_t position = 0;
-  int64_t layer = 0;
-  int32_t rank = 0;     // among the row's experts
-  int32_t expert = 0;   // that it wanted
-  int32_t instead = 0;  // −1: the slot was lost
-  int32_t tokens = 0;   // that the expert took in that step
 };
 
 // Difference of the residual stream after a layer. Of one position: relative means

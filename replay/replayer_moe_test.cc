@@ -30,6 +30,7 @@ struct Circumstance {
   int threads = 2;
   bool strong_neighbours = false;
   bool shared_prefix = false;
+  int longer = 0;  // output tokens besides; then every request is traced
   Policy determinism = Policy::kThroughput;
 };
 
@@ -59,8 +60,9 @@ std::vector<trace::Trace> Record(const Circumstance& c) {
         i % 2 == 0 ? std::vector<int32_t>(10 + 4 * i, 20 + 7 * i) : RandomPrompt(i, 5 + 11 * i);
     prompt.insert(prompt.end(), rest.begin(), rest.end());
     const bool strong = c.strong_neighbours && i % 3 == 0;
-    entries.push_back(
-        {Request(prompt, 8 + 5 * (i % 4), strong ? Policy::kPinned : Policy::kThroughput)});
+    entries.push_back({Request(prompt, 8 + 5 * (i % 4) + c.longer,
+                               strong ? Policy::kPinned : Policy::kThroughput)});
+    entries.back().request.trace = c.longer > 0 && !strong;
     if (i % 3 != 1) continue;
     entries.push_back({Request(prompt, 12, c.determinism)});
     entries.back().request.trace = true;
@@ -135,6 +137,7 @@ std::vector<Circumstance> Circumstances() {
   all[6].config.scheduler.num_pages = 24;
   all[6].shared_prefix = true;
   all[6].threads = 3;
+  all[6].longer = 50;
   all[7].name = "a strong answer beside limited ones";
   all[7].config.moe_capacity_factor = 0.5;
   all[7].determinism = Policy::kPinned;
