@@ -2,7 +2,8 @@
 #include "trace/trace.h"
 
 #include <algorithm>
-#include <map>
+#include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "trace/routing.h"
@@ -132,11 +133,13 @@ absl::Status CheckStep(const Trace& trace, const Step& step, const std::string& 
 }
 
 absl::Status CheckKernels(const Trace& trace) {
+  std::set<std::pair<kernels::ActivationType, int32_t>> of_experts;
   for (size_t i = 0; i < trace.kernels.size(); ++i) {
     const KernelChoice& choice = trace.kernels[i];
     if (choice.experts && (choice.logits || trace.mixture.num_experts == 0)) {
       return Bad(absl::StrCat("kernels[", i, "].experts"), "there are no experts");
     }
+    if (choice.experts) of_experts.emplace(choice.mode.activations, choice.rows);
   }
   const auto known = [&](const kernels::NumericMode& mode, bool logits, int64_t rows) {
     return std::any_of(trace.kernels.begin(), trace.kernels.end(), [&](const KernelChoice& choice) {
@@ -149,6 +152,14 @@ absl::Status CheckKernels(const Trace& trace) {
     if (!known(step.mode, false, step.rows())) {
       return Bad("kernels",
                  absl::StrCat("say nothing of the ", step.rows(), " rows of steps[", i, "]"));
+    }
+    if (kernels::IsStrong(step.mode.policy)) continue;  // there they do not depend on tokens
+    for (const LayerRouting& layer : step.routing) {
+      for (const auto& [expert, tokens] : layer.tokens) {
+        if (tokens == 0 || of_experts.contains({step.mode.activations, tokens})) continue;
+        return Bad("kernels", absl::StrCat("say nothing of the ", tokens, " tokens of expert ",
+                                           expert, " in steps[", i, "]"));
+      }
     }
   }
   return absl::OkStatus();

@@ -83,6 +83,48 @@ TEST(TraceTest, RoundTrip) {
   EXPECT_EQ(ToJson(*pretty), text);
 }
 
+// The same of a model with three experts, two a token, in layers 1 and 2. Step 7's own row lost its
+// second expert in layer 2, step 3's third row was rerouted in layer 1.
+Trace SmallMixture() {
+  Trace trace = Small();
+  trace.mixture = {.num_experts = 3, .experts_per_token = 2, .layers = {1, 2}};
+  trace.steps[0].routing = {
+      {.experts = {0, 1, 1, 0, 0, 2, 2, 0}, .wanted = {{5, 1}}, .tokens = {{0, 8}, {1, 5}, {2, 7}}},
+      {.experts = {0, 1, 0, 1, 0, 1, 0, 1}, .tokens = {{0, 10}, {1, 9}}}};
+  trace.steps[1].routing = {{.experts = {2, 1}, .tokens = {{1, 2}, {2, 1}}},
+                            {.experts = {2, -1}, .wanted = {{1, 0}}, .tokens = {{0, 1}, {2, 1}}}};
+  trace.steps[2].routing = {{.experts = {2, 1}, .tokens = {{1, 1}, {2, 1}}},
+                            {.experts = {0, 1}, .tokens = {{0, 1}, {1, 2}}}};
+  for (int32_t tokens : {1, 2}) {
+    trace.kernels.push_back({.mode = kFast,
+                             .experts = true,
+                             .rows = tokens,
+                             .kernels = {{"expert_gate_up", "tree"}, {"expert_down", "tree"}}});
+  }
+  return trace;
+}
+
+TEST(TraceTest, RoundTripOfAMixtureOfExperts) {
+  const Trace trace = SmallMixture();
+  ASSERT_TRUE(CheckConsistency(trace).ok()) << CheckConsistency(trace);
+  const std::string text = ToJson(trace);
+  const auto parsed = Parse(text, "t.json");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->mixture, trace.mixture);
+  EXPECT_EQ(parsed->steps, trace.steps);
+  EXPECT_EQ(parsed->kernels, trace.kernels);
+  EXPECT_EQ(ToJson(*parsed), text);
+  EXPECT_THAT(text, HasSubstr("\"routing\":[[[2,1],[],[1,2,2,1]],[[2,-1],[1,0],[0,1,2,1]]]"));
+  const LayerRouting& lost = parsed->steps[1].routing[1];
+  EXPECT_EQ(lost.WantedAt(0), 2);
+  EXPECT_EQ(lost.WantedAt(1), 0);
+  EXPECT_EQ(lost.TokensOf(1), 0);
+  // A dense model's trace has nothing of this.
+  for (const char* key : {"mixture", "routing", "experts"}) {
+    EXPECT_THAT(ToJson(Small()), testing::Not(HasSubstr(key)));
+  }
+}
+
 TEST(TraceTest, RoundTripOfOneThatCannotBeReplayed) {
   Trace trace = Small();
   trace.DropSteps("a page was written before recording began");
@@ -93,8 +135,9 @@ TEST(TraceTest, RoundTripOfOneThatCannotBeReplayed) {
 }
 
 // The trace after `change` was made to its JSON must be refused, with an error that names `field`.
-void ExpectRefused(const std::function<void(json&)>& change, const std::string& field) {
-  json document = json::parse(ToJson(Small()));
+void ExpectRefused(const std::function<void(json&)>& change, const std::string& field,
+                   const Trace& trace = Small()) {
+  json document = json::parse(ToJson(trace));
   change(document);
   const auto parsed = Parse(document.dump(), "t.json");
   ASSERT_FALSE(parsed.ok()) << field;
@@ -167,6 +210,50 @@ TEST(TraceTest, RefusesRecordsThatContradictEachOther) {
       "steps[0].own[0]");
 }
 
+TEST(TraceTest, RefusesExpertsThatContradictEachOther) {
+  const auto expect = [](const std::function<void(json&)>& change, const std::string& field) {
+    ExpectRefused(change, field, SmallMixture());
+  };
+  expect([](json& t) { t.erase("mixture"); }, "steps[0].routing");
+  expect([](json& t) { t["mixture"]["experts"] = 0; }, "mixture.experts");
+  expect([](json& t) { t["mixture"]["experts"] = 1025; }, "mixture.experts");
+  expect([](json& t) { t["mixture"]["experts_per_token"] = 4; }, "mixture.experts_per_token");
+  expect([](json& t) { t["mixture"]["layers"] = {2, 1}; }, "mixture.layers");
+  expect([](json& t) { t["mixture"]["layers"].clear(); }, "mixture.layers");
+  expect([](json& t) { t["mixture"]["layers"] = "all"; }, "mixture.layers");
+  expect([](json& t) { t["mixture"]["x"] = 1; }, "mixture.x");
+  expect([](json& t) { t["steps"][1].erase("routing"); }, "steps[1].routing: 0 layers of 2");
+  expect([](json& t) { t["steps"][1]["routing"].erase(0); }, "steps[1].routing");
+  expect([](json& t) { t["steps"][1]["routing"] = 3; }, "steps[1].routing");
+  expect([](json& t) { t["steps"][1]["routing"][1].erase(2); }, "steps[1].routing[1]");
+  const auto layer = [&](int part, const json& value) {
+    expect([&](json& t) { t["steps"][1]["routing"][1][part] = value; }, "steps[1].routing[1]");
+  };
+  layer(0, {2});
+  layer(0, {2, -1, 0});
+  layer(0, {3, -1});
+  layer(0, {2, -2});
+  layer(0, {2, 2});  // twice the same expert
+  layer(0, {2, 0});  // got what it wanted
+  layer(0, {2, "-1"});
+  layer(1, json::array());  // lost, and wanted nothing
+  layer(1, {1});
+  layer(1, {2, 0});
+  layer(1, {1, 3});
+  layer(1, {1, 0, 1, 1});
+  layer(2, {0, 1});              // expert 2 is missing
+  layer(2, {0, 1, 2, 0});        // fewer tokens than own slots
+  layer(2, {0, 2, 2, 2});        // more tokens than slots
+  layer(2, {2, 1, 0, 1});        // out of order
+  layer(2, {0, 3, 2, 1});        // more tokens than rows
+  layer(2, {0, 1, 1, 1, 2, 1});  // expert 1 is nobody's
+  expect([](json& t) { t["kernels"].erase(4); },
+         "kernels: say nothing of the 2 tokens of expert 1");
+  expect([](json& t) { t["kernels"][3]["experts"] = 1; }, "kernels[3].experts");
+  expect([](json& t) { t["kernels"][3]["logits"] = true; }, "kernels[3].experts");
+  ExpectRefused([](json& t) { t["kernels"][1]["experts"] = true; }, "kernels[1].experts");
+}
+
 TEST(TraceTest, RefusesMalformedAndOversizedText) {
   const std::string text = ToJson(Small());
   for (size_t length = 0; length < text.size(); length += 7) {
@@ -184,7 +271,7 @@ TEST(TraceTest, RefusesMalformedAndOversizedText) {
 
 // No single changed byte makes the parser do anything but accept or refuse.
 TEST(TraceTest, SurvivesEveryChangedByte) {
-  const std::string text = ToJson(Small());
+  const std::string text = ToJson(SmallMixture());
   int accepted = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     for (char c : {'9', '-', '"', '\0'}) {

@@ -21,9 +21,10 @@ namespace {
 using ::testing::HasSubstr;
 
 const char kModel[] = "tests/fixtures/reference/gguf_llama_q4_1.gguf";
+const char kMixture[] = "tests/fixtures/reference/gguf_mixtral_q4_1.gguf";
 
-std::vector<std::string> Flags(std::vector<std::string> more = {}) {
-  std::vector<std::string> flags = {std::string("--model=") + kModel, "--kv-cache-bytes=16MiB",
+std::vector<std::string> Flags(std::vector<std::string> more = {}, const char* model = kModel) {
+  std::vector<std::string> flags = {std::string("--model=") + model, "--kv-cache-bytes=16MiB",
                                     "--threads=2"};
   flags.insert(flags.end(), more.begin(), more.end());
   return flags;
@@ -135,6 +136,34 @@ TEST_F(ReplayTest, RecordsReplaysAndExplains) {
   forged[digit] = forged[digit] == '0' ? '1' : '0';
   EXPECT_EQ(Run("replay" + model + Write("forged.json", forged), &out), 1);
   EXPECT_THAT(out, HasSubstr("not reproduced: output token 0"));
+}
+
+TEST_F(ReplayTest, ReplaysAndExplainsLostExperts) {
+  ServerProcess server(Flags({"--allow-traces", "--moe-capacity-factor=0.5"}, kMixture));
+  ASSERT_TRUE(server.ready()) << server.log();
+  v1::GenerateRequest traced = Request("one two three four five six", 12);
+  traced.set_trace(v1::TRACE_LEVEL_DECISIONS);
+  v1::Finished finished;
+  ASSERT_TRUE(ReadAll(*Start(server, traced), &finished).ok());
+  EXPECT_EQ(finished.trace().not_replayable(), "");
+  EXPECT_THAT(finished.trace().json(), HasSubstr("\"mixture\":{\"experts\":6,"));
+  const std::string model = std::string(" --model ") + kMixture + " ";
+  const std::string path = Write("lost.json", finished.trace().json());
+  std::string out;
+  EXPECT_EQ(Run("replay" + model + path, &out), 0) << out;
+  EXPECT_THAT(out, HasSubstr("2 of 6 a token in 2 layers"));
+  EXPECT_THAT(out, testing::Not(HasSubstr(" 0 lost")));
+  EXPECT_THAT(out, HasSubstr("reproduced: all 12 logit rows"));
+
+  const std::string prompt = " --raw --max-tokens 8 --threads 1 'one two three four five six'";
+  EXPECT_EQ(Run("explain --moe-capacity-factor 0.75" + model + prompt, &out), 0) << out;
+  EXPECT_THAT(out, HasSubstr("expert slots "));
+  EXPECT_EQ(Run("explain --moe-overflow best" + model + prompt, &out), 2);
+  EXPECT_THAT(out, HasSubstr("--moe-overflow: is not drop or next"));
+  EXPECT_EQ(Run("explain --moe-capacity-factor -1" + model + prompt, &out), 2);
+  EXPECT_EQ(Run(std::string("explain --moe-capacity-factor 1 --model ") + kModel + prompt, &out),
+            1);
+  EXPECT_THAT(out, HasSubstr("not a mixture of experts"));
 }
 
 TEST_F(ReplayTest, IsRefusedWhereTheServerDoesNotAllowIt) {
