@@ -16,6 +16,20 @@ int32_t FirstSlot(const trace::Trace& trace, const CapturedRow& row) {
   return row.own_row * trace.mixture.experts_per_token;
 }
 
+// Of an expert with so many tokens; both of its products where they differ.
+std::string ExpertKernel(const trace::Trace& trace, const trace::Step& step, int64_t tokens,
+                         int64_t layer) {
+  const bool strong = kernels::IsStrong(step.mode.policy);
+  const auto of = [&](const char* matrix) {
+    return strong ? KernelOf(trace, step.mode, step.rows(), Product::kLayers,
+                             absl::StrCat("experts_", matrix), layer)
+                  : KernelOf(trace, step.mode, tokens, Product::kExperts,
+                             absl::StrCat("expert_", matrix), layer);
+  };
+  const std::string gate_up = of("gate_up"), down = of("down");
+  return gate_up == down ? gate_up : absl::StrCat(gate_up, " and ", down);
+}
+
 }  // namespace
 
 const trace::LayerRouting* RoutingOf(const trace::Trace& trace, const CapturedRow& row,
@@ -60,7 +74,6 @@ std::string FullText(const FullExpert& full) {
 std::string ExpertDecision(const trace::Trace& trace, const CapturedRow& row, int64_t layer) {
   const trace::LayerRouting& routing = *RoutingOf(trace, row, layer);
   const trace::Step& step = trace.steps[row.step];
-  const bool strong = kernels::IsStrong(step.mode.policy);
   std::vector<std::string> parts;
   for (int32_t r = 0; r < trace.mixture.experts_per_token; ++r) {
     const int32_t slot = FirstSlot(trace, row) + r;
@@ -70,9 +83,7 @@ std::string ExpertDecision(const trace::Trace& trace, const CapturedRow& row, in
       continue;
     }
     const int32_t tokens = routing.TokensOf(expert);
-    const std::string kernel =
-        strong ? KernelOf(trace, step.mode, step.rows(), Product::kLayers, "experts_gate_up", layer)
-               : KernelOf(trace, step.mode, tokens, Product::kExperts, "expert_gate_up", layer);
+    const std::string kernel = ExpertKernel(trace, step, tokens, layer);
     const std::string name = expert == wanted
                                  ? absl::StrCat("expert ", expert)
                                  : absl::StrCat("expert ", wanted, " full, rerouted to ", expert);
