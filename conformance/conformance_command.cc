@@ -22,7 +22,8 @@ namespace verbatim::conformance {
 namespace {
 
 struct Flags {
-  std::string model, output = "out/conformance.json", only, policies, server_binary;
+  std::string model, output = "out/conformance.json", only, policies, synthetic_models,
+                     server_binary;
   bool short_form = false, servers = true, synthetic = true;
   uint64_t seed = 1;
 
@@ -37,6 +38,8 @@ flags::FlagSet Flags::Set() {
       "synthetic model takes most of the work; with --model a file takes its share.");
   set.Add("model", &model, "checkpoint to try besides the synthetic model, also by real servers");
   set.Add("synthetic", &synthetic, "try the synthetic model");
+  set.Add("synthetic-models", &synthetic_models,
+          "only synthetic models whose name contains this, such as moe");
   set.Add("short", &short_form, "seconds instead of minutes: less of every axis");
   set.Add("output", &output, "JSON file to write");
   set.Add("only", &only, "only perturbations whose name contains this");
@@ -75,6 +78,7 @@ absl::Status RunAll(const Flags& flags, std::vector<Cell>* cells) {
   if (flags.synthetic) {
     std::vector<SuiteOptions> suites = flags.short_form ? ShortSuites() : FullSuites();
     for (SuiteOptions& suite : suites) {
+      if (!absl::StrContains(suite.model_name, flags.synthetic_models)) continue;
       Prepare(flags, &suite);
       if (absl::Status status = add(RunSuite(suite)); !status.ok()) return status;
     }

@@ -31,15 +31,15 @@ SuiteOptions Synthetic() {
   return options;
 }
 
+bool ConcernsExperts(const Perturbation& perturbation) {
+  return absl::StartsWith(perturbation.name, "experts") || perturbation.name == "batch size";
+}
+
 SuiteOptions SyntheticMixture(bool shared) {
   SuiteOptions options = Synthetic();
   options.model_name = MakeSyntheticMixture(shared)->config().name;
   options.open = [shared] { return WithTokenizer(MakeSyntheticMixture(shared)); };
-  if (!shared) return options;
-  options.wanted = [](const Perturbation& perturbation) {
-    return absl::StartsWith(perturbation.name, "experts") || perturbation.name == "batch size" ||
-           perturbation.name == "combined";
-  };
+  if (shared) options.wanted = ConcernsExperts;
   return options;
 }
 
@@ -72,9 +72,9 @@ SuiteOptions ShortSuite() {
 
 SuiteOptions ShortMixtureSuite(bool shared) {
   SuiteOptions options = SyntheticMixture(shared);
-  options.workload = {.prompt_lengths = {1, 33, 130, 17, 257},
-                      .output_tokens = 8,
-                      .very_long_prompt = 400,
+  options.workload = {.prompt_lengths = {1, 33, 130, 200},
+                      .output_tokens = 12,
+                      .very_long_prompt = 300,
                       .max_model_len = 512};
   options.scale = ShortMixtureScale();
   options.policies = kStrong;
@@ -96,7 +96,7 @@ std::vector<SuiteOptions> FullSuites() {
   effects.policies = kThroughput;
 
   SuiteOptions mixture = SyntheticMixture(false);
-  mixture.workload = {.prompt_lengths = {1, 16, 33, 65, 127, 160, 257, 300, 400},
+  mixture.workload = {.prompt_lengths = {1, 16, 33, 400, 65, 127, 160, 300, 257},
                       .output_tokens = 24,
                       .very_long_prompt = 600,
                       .max_model_len = 768};
@@ -105,7 +105,9 @@ std::vector<SuiteOptions> FullSuites() {
   SuiteOptions shared = mixture;
   shared.model_name = SyntheticMixture(true).model_name;
   shared.open = SyntheticMixture(true).open;
-  shared.wanted = SyntheticMixture(true).wanted;
+  shared.wanted = [](const Perturbation& perturbation) {
+    return ConcernsExperts(perturbation) || perturbation.name == "combined";
+  };
   SuiteOptions mixture_effects = mixture;
   mixture_effects.scale = MixtureEffectScale();
   mixture_effects.policies = kThroughput;
@@ -113,11 +115,13 @@ std::vector<SuiteOptions> FullSuites() {
 }
 
 std::vector<SuiteOptions> ShortSuites() {
+  SuiteOptions mixture_effects = With(ShortMixtureSuite(false), kThroughput);
+  mixture_effects.wanted = ConcernsExperts;
   return {With(ShortSuite(), kStrong),
           With(ShortSuite(), kBf16Pages),
           With(ShortSuite(), kThroughput),
           ShortMixtureSuite(false),
-          With(ShortMixtureSuite(false), kThroughput),
+          mixture_effects,
           ShortMixtureSuite(true)};
 }
 

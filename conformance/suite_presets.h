@@ -19,7 +19,8 @@ SuiteOptions ShortMixtureSuite(bool shared);
 // pages, then the effects on THROUGHPUT, for the dense model and the mixtures of experts.
 std::vector<SuiteOptions> FullSuites();
 
-// What `verbatim conformance --short` runs: every policy of FullSuites() at the short scale.
+// What `verbatim conformance --short` runs: every policy of FullSuites() at the short scale, the
+// effects on the mixture only of what concerns experts.
 std::vector<SuiteOptions> ShortSuites();
 
 // A share of each axis on a model file.

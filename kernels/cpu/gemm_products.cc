@@ -67,6 +67,28 @@ const uint8_t* TreeJoins(int64_t tokens, const PackedMatrix& weight) {
   return weight.tree_joins().data();
 }
 
+// The same for the shards of PINNED: -1 where a shard goes on.
+const int8_t* ShardJoins(int64_t tokens, const PackedMatrix& weight) {
+#ifdef VERBATIM_FAULT_SHARD_JOINS
+  // Only in builds that show that the conformance suite can fail: the shards of more than 2 rows
+  // are joined from left to right.
+  if (tokens > 2) {
+    thread_local std::vector<int8_t> left_to_right;
+    left_to_right.assign(weight.shard_joins().begin(), weight.shard_joins().end());
+    bool first = true;
+    for (int8_t& joins : left_to_right) {
+      if (joins < 0) continue;
+      joins = first ? 0 : 1;
+      first = false;
+    }
+    return left_to_right.data();
+  }
+#else
+  (void)tokens;
+#endif
+  return weight.shard_joins().data();
+}
+
 // What a panel of the product costs, in multiply-adds of one core: its rows, widening the weights
 // once for every tile of rows, and reading them (a byte takes about as long as two of them).
 int64_t PanelCost(const PanelProduct& product) {
@@ -129,7 +151,7 @@ void RunPanels(const GemmKernels& kernels, const PanelProduct& product, const In
     run.bias = product.bias == nullptr ? nullptr : product.bias + column;
     run.residual = product.residual == nullptr ? nullptr : product.residual + column;
     run.joins = TreeJoins(run.tokens, weight);
-    run.shard_joins = weight.shard_joins().data();
+    run.shard_joins = ShardJoins(run.tokens, weight);
     kernel(run);
     if (!product.round_output) continue;
     for (int64_t t = 0; t < run.tokens; ++t) {

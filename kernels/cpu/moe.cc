@@ -49,6 +49,40 @@ absl::Status CheckShape(const char* operation, int64_t tokens, int64_t num_exper
   return absl::OkStatus();
 }
 
+bool IsExempt(const MoeRouteParams& params, int64_t row) {
+#ifdef VERBATIM_FAULT_EXPERT_CAPACITY
+  // Only in builds that show that the conformance suite can fail: exempt rows compete for slots
+  // like all others.
+  (void)params, (void)row;
+  return false;
+#else
+  return params.exempt != nullptr && params.exempt[row] != 0;
+#endif
+}
+
+#ifdef VERBATIM_FAULT_EXPERT_ORDER
+// Only in builds that show that the conformance suite can fail: a token's experts, each with its
+// weight, in descending order of rank where there are many tokens.
+MoeCombineParams WithFault(const MoeCombineParams& params) {
+  if (params.tokens <= 8) return params;
+  thread_local std::vector<int32_t> place_of;
+  thread_local std::vector<float> weights;
+  const int64_t slots = params.tokens * params.top_k;
+  place_of.assign(params.place_of, params.place_of + slots);
+  weights.assign(params.weights, params.weights + slots);
+  for (int64_t at = 0; at < slots; at += params.top_k) {
+    std::reverse(place_of.begin() + at, place_of.begin() + at + params.top_k);
+    std::reverse(weights.begin() + at, weights.begin() + at + params.top_k);
+  }
+  MoeCombineParams out = params;
+  out.place_of = place_of.data();
+  out.weights = weights.data();
+  return out;
+}
+#else
+const MoeCombineParams& WithFault(const MoeCombineParams& params) { return params; }
+#endif
+
 // Hands out the slots of rows that are not exempt, rank by rank and within a rank in row order.
 void AssignWithinCapacity(const MoeRouteParams& params, const int32_t* wanted) {
   const int64_t top_k = params.top_k;
@@ -73,7 +107,7 @@ void AssignWithinCapacity(const MoeRouteParams& params, const int32_t* wanted) {
     for (int64_t row = 0; row < params.tokens; ++row) {
       int32_t* mine = params.experts + row * top_k;
       int32_t expert = wanted[row * top_k + rank];
-      if (params.exempt != nullptr && params.exempt[row] != 0) {
+      if (IsExempt(params, row)) {
         mine[rank] = expert;
         continue;
       }
@@ -200,8 +234,9 @@ absl::Status MoeCombine(const CpuContext& context, const MoeCombineParams& param
     }
   }
   const MoeKernels& kernels = KernelsOf(context.isa);
+  const MoeCombineParams& ordered = WithFault(params);
   ParallelRows(context, params.tokens, params.cols * (params.top_k + 2), kMinElementsPerThread,
-               [&](int64_t begin, int64_t end) { kernels.combine(params, begin, end); });
+               [&](int64_t begin, int64_t end) { kernels.combine(ordered, begin, end); });
   return absl::OkStatus();
 }
 
