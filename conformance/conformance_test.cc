@@ -25,7 +25,7 @@ void ExpectNoDifference(const SuiteOptions& options, int64_t min_rows) {
     EXPECT_TRUE(cell.exercised) << Describe(cell);
     EXPECT_EQ(cell.mismatches(), 0) << Describe(cell);
     rows += cell.result.rows_compared;
-    std::printf("%-20s %-28s %8lld rows %6.2f s\n", cell.policy.c_str(), cell.perturbation.c_str(),
+    std::printf("%-20s %-36s %8lld rows %6.2f s\n", cell.policy.c_str(), cell.perturbation.c_str(),
                 static_cast<long long>(cell.result.rows_compared), cell.seconds);
   }
   EXPECT_GT(rows, min_rows);

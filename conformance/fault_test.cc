@@ -51,7 +51,8 @@ const Expectation kExpectation = {
 const Expectation kExpectation = {
     .fault = "strong rows lose experts that their neighbours fill",
     .policy = kernels::Policy::kPinned,
-    .caught = {"experts: limits, drop", "experts: limits, next", "combined"},
+    .caught = {"experts: capacity for others, drop", "experts: capacity for others, next",
+               "combined"},
     .clean = {"repetition", "batch size", "neighbours: ordinary", "prefix cache: other policy",
               "restart", "mixed: 50 %", "experts: crowded", "experts: spread"},
     .mixture = true};
@@ -61,7 +62,7 @@ const Expectation kExpectation = {
     .fault = "the order in which a token's experts are added depends on the batch size",
     .policy = kernels::Policy::kPortable,
     .caught = {"batch size", "neighbours: ordinary", "prefix cache: warm", "experts: crowded",
-               "experts: spread", "experts: limits, drop", "combined"},
+               "experts: spread", "experts: capacity for others, drop", "combined"},
     .clean = {"repetition", "page size", "page table", "threads", "instruction set", "restart",
               "replica"},
     .mixture = true};
@@ -102,7 +103,7 @@ TEST(FaultTest, TheSuiteCatchesThePlantedFault) {
   EXPECT_EQ(cells->size(), kExpectation.caught.size() + kExpectation.clean.size());
   std::printf("planted: %s\n", kExpectation.fault);
   for (const Cell& cell : *cells) {
-    std::printf("  %-28s %s: %lld of %lld rows\n", cell.perturbation.c_str(),
+    std::printf("  %-36s %s: %lld of %lld rows\n", cell.perturbation.c_str(),
                 cell.mismatches() > 0 ? "CAUGHT" : "clean",
                 static_cast<long long>(cell.result.rows_differing),
                 static_cast<long long>(cell.result.rows_compared));

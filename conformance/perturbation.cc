@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <iterator>
-#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "conformance/expert_perturbations.h"
 #include "conformance/random.h"
 #include "kernels/cpu/isa.h"
 
@@ -238,67 +238,6 @@ std::vector<Variant> Mixed(int per_cent) {
   return {variant};
 }
 
-std::vector<Variant> Experts(const Scale& scale, std::vector<Neighbours> kinds) {
-  std::vector<Variant> out;
-  for (const Neighbours kind : kinds) {
-    for (const int batch : {1, 4}) {
-      Variant variant = InBatchOf(
-          batch, absl::StrCat(kind == Neighbours::kOneExpert         ? "one expert"
-                              : kind == Neighbours::kSubjectsExperts ? "the subject's experts"
-                                                                     : "all experts evenly",
-                              ", ", batch, " at a time"));
-      variant.traffic.neighbours = scale.neighbours;
-      variant.traffic.kind = kind;
-      variant.compound = batch > 1;
-      out.push_back(variant);
-    }
-  }
-  return out;
-}
-
-std::vector<Variant> Limits(const Scale& scale, CapacityOverflow overflow) {
-  std::vector<Variant> out;
-  for (const double factor : scale.capacity_factors) {
-    Variant variant = InBatchOf(4, absl::StrCat("factor ", factor));
-    variant.engine.capacity_factor = factor;
-    variant.engine.overflow = overflow;
-    variant.traffic.limited = scale.neighbours;
-    out.push_back(variant);
-    // Without bf16 products PORTABLE rows share their passes with THROUGHPUT rows.
-    if (kernels::cpu::DetectIsa() <= Isa::kAvx2) continue;
-    variant.label += ", AVX2";
-    variant.compound = true;
-    variant.engine.isa = Isa::kAvx2;
-    variant.traffic.limited_kind = Neighbours::kOneExpert;
-    out.push_back(variant);
-  }
-  return out;
-}
-
-// What a combination is for a mixture of experts besides.
-void AddExperts(const Scale& scale, Random& random, int number, Variant* v) {
-  EngineSetup& e = v->engine;
-  TrafficSetup& t = v->traffic;
-  const std::vector<Neighbours> kinds = {Neighbours::kOneExpert, Neighbours::kSubjectsExperts,
-                                         Neighbours::kSpreadExperts};
-  if (random.Chance(0.3f)) t.kind = random.PickFrom(kinds);
-  t.limited_kind = random.PickFrom(kinds);
-  const double factor = random.PickFrom<double>({0.25, 0.5, 1.0, 1.5});
-  const bool next = number % 3 == 2;
-  const int limited = 3 + static_cast<int>(random.Below(scale.neighbours));
-  if (number % 4 != 3) {
-    e.capacity_factor = factor;
-    e.overflow = next ? CapacityOverflow::kNext : CapacityOverflow::kDrop;
-    t.limited = limited;
-  }
-  // PORTABLE rows share passes with limited ones only without bf16 products.
-  if (number % 4 == 1 && kernels::cpu::DetectIsa() > Isa::kAvx2) e.isa = Isa::kAvx2;
-  absl::StrAppend(&v->label, ", experts: neighbours of kind ", static_cast<int>(t.kind), ", isa ",
-                  e.isa.has_value() ? std::string(NameOf(*e.isa)) : "auto", ", capacity factor ",
-                  e.capacity_factor, next ? " (next), " : " (drop), ", t.limited,
-                  " limited of kind ", static_cast<int>(t.limited_kind));
-}
-
 Variant Combination(const Scale& scale, Random& random, int number) {
   Variant v;
   EngineSetup& e = v.engine;
@@ -342,100 +281,7 @@ Variant Combination(const Scale& scale, Random& random, int number) {
   return v;
 }
 
-std::vector<int> Range(int first, int last) {
-  std::vector<int> out(static_cast<size_t>(last - first + 1));
-  std::iota(out.begin(), out.end(), first);
-  return out;
-}
-
 }  // namespace
-
-Scale ShortScale() {
-  return {.batch_sizes = {2, 3, 9, 17},
-          .places = {0, 15},
-          .chunk_sizes = {5, 33},
-          .page_sizes = {16, 256},
-          .threads = {1, 3},
-          .sample_counts = {3},
-          .capacity_factors = {0.5},
-          .neighbours = 4,
-          .shuffles = 1,
-          .scalar_subjects = 2,
-          .combinations = 4};
-}
-
-Scale FullScale() {
-  return {.batch_sizes = Range(1, 64),
-          .places = {0, 1, 2, 3, 5, 7, 8, 11, 14, 15},
-          .chunk_sizes = {1, 2, 3, 7, 16, 17, 33, 64, 100, 128, 255, 300, 2048},
-          .page_sizes = {16, 32, 64, 128, 256},
-          .threads = {1, 2, 3, 8},
-          .sample_counts = {2, 3, 8},
-          .capacity_factors = {0.25, 0.5, 1.0},
-          .neighbours = 12,
-          .shuffles = 4,
-          .scalar_subjects = 16,
-          .combinations = 24};
-}
-
-Scale EffectScale() {
-  Scale scale = FullScale();
-  scale.batch_sizes = {2, 3, 4, 5, 8, 12, 16, 32, 64};
-  scale.places = {0, 7, 15};
-  scale.chunk_sizes = {2, 16, 33, 100, 255};
-  scale.scalar_subjects = 4;
-  scale.combinations = 8;
-  return scale;
-}
-
-Scale ModelScale() {
-  return {.batch_sizes = {2, 4, 5, 16, 64},
-          .places = {0, 15},
-          .chunk_sizes = {16, 100},
-          .page_sizes = {16, 128},
-          .threads = {1, 3},
-          .sample_counts = {4},
-          .capacity_factors = {0.25, 0.5, 1.0},
-          .neighbours = 6,
-          .shuffles = 1,
-          .scalar_subjects = 1,
-          .subject_limit = 3,
-          .combinations = 3};
-}
-
-Scale ShortMixtureScale() {
-  Scale scale = ShortScale();
-  scale.batch_sizes = {2, 9};
-  scale.places = {15};
-  scale.chunk_sizes = {33};
-  scale.page_sizes = {16};
-  scale.threads = {1};
-  scale.scalar_subjects = 1;
-  return scale;
-}
-
-Scale FullMixtureScale() {
-  Scale scale = FullScale();
-  scale.batch_sizes = {2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 31, 33, 48, 64};
-  scale.places = {0, 3, 7, 8, 15};
-  scale.chunk_sizes = {2, 7, 17, 33, 64, 128, 255, 300};
-  scale.scalar_subjects = 2;
-  scale.combinations = 16;
-  return scale;
-}
-
-Scale MixtureEffectScale() {
-  Scale scale = FullMixtureScale();
-  scale.batch_sizes = {2, 4, 9, 16, 64};
-  scale.places = {0, 15};
-  scale.chunk_sizes = {16, 33, 100};
-  scale.page_sizes = {16, 128};
-  scale.threads = {1, 3};
-  scale.sample_counts = {3};
-  scale.shuffles = 1;
-  scale.combinations = 8;
-  return scale;
-}
 
 std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_model_len,
                                             bool mixture) {
@@ -490,14 +336,17 @@ std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_mode
   Perturbation combined{"combined", "random combinations of all of the above", {}};
   if (mixture) {
     out.push_back({"experts: crowded", "tokens of others all go to the same experts",
-                   Experts(scale, {Neighbours::kOneExpert, Neighbours::kSubjectsExperts}),
+                   ExpertNeighbours(scale, {Neighbours::kOneExpert, Neighbours::kSubjectsExperts}),
                    Witness::kCrowdedRoutings});
     out.push_back({"experts: spread", "tokens of others go to all experts evenly",
-                   Experts(scale, {Neighbours::kSpreadExperts}), Witness::kSpreadRoutings});
-    out.push_back({"experts: limits, drop", "experts are full for others, who lose them",
-                   Limits(scale, CapacityOverflow::kDrop), Witness::kLostSlots});
-    out.push_back({"experts: limits, next", "experts are full for others, who get the next",
-                   Limits(scale, CapacityOverflow::kNext), Witness::kReroutedSlots});
+                   ExpertNeighbours(scale, {Neighbours::kSpreadExperts}),
+                   Witness::kSpreadRoutings});
+    out.push_back({"experts: capacity for others, drop",
+                   "experts are full for others, who lose them",
+                   ExpertLimits(scale, CapacityOverflow::kDrop), Witness::kLostSlots});
+    out.push_back({"experts: capacity for others, next",
+                   "experts are full for others, who get the next",
+                   ExpertLimits(scale, CapacityOverflow::kNext), Witness::kReroutedSlots});
     combined.witness = Witness::kLostSlots;
   }
   Random random(scale.seed);

@@ -132,7 +132,7 @@ std::string PromiseTable(const Report& report) {
   for (const auto& [model, policy] : Groups(report, true)) {
     int64_t rows = 0, differing = 0;
     absl::StrAppend(&out, "\n", policy, " on ", model, "\n");
-    absl::StrAppendFormat(&out, "  %-28s %8s %8s %9s %9s %9s  %s\n", "perturbation", "requests",
+    absl::StrAppendFormat(&out, "  %-36s %8s %8s %9s %9s %9s  %s\n", "perturbation", "requests",
                           "tokens", "rows", "logprobs", "different", "");
     for (const Cell& cell : report.cells) {
       if (cell.model != model || cell.policy != policy) continue;
@@ -145,7 +145,7 @@ std::string PromiseTable(const Report& report) {
         absl::StrAppend(&note, note.empty() ? "" : "; ", "not promised: ", cell.not_promised[0],
                         cell.not_promised.size() > 1 ? ", …" : "");
       }
-      absl::StrAppendFormat(&out, "  %-28s %8d %8d %9d %9d %9d  %s\n", cell.perturbation,
+      absl::StrAppendFormat(&out, "  %-36s %8d %8d %9d %9d %9d  %s\n", cell.perturbation,
                             r.requests, r.tokens_compared, r.rows_compared, r.logprobs_compared,
                             cell.mismatches(), note);
       if (r.first.has_value()) {
@@ -154,7 +154,7 @@ std::string PromiseTable(const Report& report) {
                               r.first->index, r.first->reference, r.first->observed);
       }
     }
-    absl::StrAppendFormat(&out, "  %-28s %8s %8s %9d %9s %9d\n", "all", "", "", rows, "",
+    absl::StrAppendFormat(&out, "  %-36s %8s %8s %9d %9s %9d\n", "all", "", "", rows, "",
                           differing);
   }
   return out;
@@ -164,12 +164,12 @@ std::string EffectTable(const Report& report) {
   std::string out;
   for (const auto& [model, policy] : Groups(report, false)) {
     absl::StrAppend(&out, "\n", policy, " on ", model, "\n");
-    absl::StrAppendFormat(&out, "  %-28s %-36s %s\n", "perturbation", "logit rows that moved",
+    absl::StrAppendFormat(&out, "  %-36s %-36s %s\n", "perturbation", "logit rows that moved",
                           "answers with other tokens");
     for (const Cell& cell : report.cells) {
       if (cell.model != model || cell.policy != policy) continue;
       absl::StrAppendFormat(
-          &out, "  %-28s %-36s %s\n", cell.perturbation,
+          &out, "  %-36s %-36s %s\n", cell.perturbation,
           ProportionText(cell.result.rows_differing, cell.result.rows_compared),
           ProportionText(cell.result.answers_with_other_tokens, cell.result.requests));
     }
