@@ -105,7 +105,7 @@ void Account(const client::CallRecord& record, int64_t prompt, DemoModeResult* r
 }  // namespace
 
 absl::Status RunDemoBlock(const DemoOptions& options, double rate, int64_t block,
-                      client::Client* client, DemoModeResult* result, const Say& say) {
+                          client::Client* client, DemoModeResult* result, const Say& say) {
   const WorkList list = MakeWorkList(options, result->mode, block, rate);
   client::LoadOptions load;
   load.max_concurrency = result->mode.alone ? 1 : options.concurrency;

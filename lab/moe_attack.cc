@@ -124,9 +124,8 @@ absl::StatusOr<std::vector<Victim>> PrepareVictims(const DemoOptions& options,
 }
 
 absl::StatusOr<AttackResult> RunAttack(const DemoOptions& options, const DemoMode& mode,
-                                       const ExpertLimit& limit,
-                                       const AttackSearchOptions& search, int64_t trials,
-                                       const std::vector<Victim>& victims,
+                                       const ExpertLimit& limit, const AttackSearchOptions& search,
+                                       int64_t trials, const std::vector<Victim>& victims,
                                        const std::vector<AnswerAlone>& alone,
                                        client::Client* client, const Say& say) {
   AttackResult result;
@@ -177,8 +176,7 @@ json AttackJson(const AttackResult& result, const std::vector<Victim>& victims,
   data["victims"] = victims.size();
   data["determinism_of_victims"] = client::DeterminismName(result.determinism);
   data["capacity_factor"] = result.limit.capacity_factor;
-  data["overflow"] =
-      result.limit.capacity_factor > 0 ? json(result.limit.overflow) : json(nullptr);
+  data["overflow"] = result.limit.capacity_factor > 0 ? json(result.limit.overflow) : json(nullptr);
   data["ordinary_neighbours"] = TrialsJson(result.ordinary, result.ordinary_slots);
   json list = json::array();
   for (const AttackTrial& trial : result.attacked) {

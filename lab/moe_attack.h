@@ -49,9 +49,8 @@ struct AttackResult {
 // prompts are pieces of the other victims'. `alone` holds the answers without neighbours. CANCELLED
 // on Ctrl-C, INTERNAL when requests fail.
 absl::StatusOr<AttackResult> RunAttack(const DemoOptions& options, const DemoMode& mode,
-                                       const ExpertLimit& limit,
-                                       const AttackSearchOptions& search, int64_t trials,
-                                       const std::vector<Victim>& victims,
+                                       const ExpertLimit& limit, const AttackSearchOptions& search,
+                                       int64_t trials, const std::vector<Victim>& victims,
                                        const std::vector<AnswerAlone>& alone,
                                        client::Client* client,
                                        const std::function<void(const std::string&)>& say);

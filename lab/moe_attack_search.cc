@@ -18,8 +18,8 @@ class RoutingWatch final : public model::ForwardObserver {
   void OnOutput(const model::ObservedRows& /*output*/) override {}
   void OnRouting(const model::ObservedRouting& routing) override {
     const int64_t slots = routing.tokens * routing.top_k;
-    layers.push_back({{routing.experts, routing.experts + slots},
-                      {routing.weights, routing.weights + slots}});
+    layers.push_back(
+        {{routing.experts, routing.experts + slots}, {routing.weights, routing.weights + slots}});
   }
   Routing layers;
 };
@@ -49,8 +49,7 @@ double Crowding(const Routing& victim, int64_t victim_row, const Routing& crowd,
       const auto slot = static_cast<size_t>(victim_row * top_k + rank);
       int64_t ahead = 0;
       for (size_t i = 0; i < taken.size(); ++i) {
-        ahead += static_cast<int64_t>(i) % top_k <= rank &&
-                 taken[i] == victim[layer].experts[slot];
+        ahead += static_cast<int64_t>(i) % top_k <= rank && taken[i] == victim[layer].experts[slot];
       }
       const double slots = attacker_rows * static_cast<double>(ahead) / rows;
       sum += static_cast<double>(victim[layer].weights[slot]) * std::min(1.0, slots / capacity);

@@ -26,10 +26,10 @@ double Crowding(const Routing& victim, int64_t victim_row, const Routing& crowd,
                 double attacker_rows, double capacity);
 
 struct AttackSearchOptions {
-  double capacity_factor = 1;     // of the server under attack; above 0
-  int64_t attackers = 8;          // requests
-  int64_t attacker_tokens = 48;   // of each request's prompt
-  int64_t candidates = 48;        // tokens tried
+  double capacity_factor = 1;    // of the server under attack; above 0
+  int64_t attackers = 8;         // requests
+  int64_t attacker_tokens = 48;  // of each request's prompt
+  int64_t candidates = 48;       // tokens tried
   uint64_t seed = 1;
   int threads = 0;
 };
@@ -37,8 +37,8 @@ struct AttackSearchOptions {
 // One token, repeated.
 struct CrowdingToken {
   int32_t token = 0;
-  double crowding = 0;        // of the victim's last position
-  double mean_crowding = 0;   // of all candidates: what a token drawn at random does
+  double crowding = 0;       // of the victim's last position
+  double mean_crowding = 0;  // of all candidates: what a token drawn at random does
 };
 
 // For each victim (token ids of a prompt) the candidate that crowds its last position most. The

@@ -102,7 +102,8 @@ absl::StatusOr<NeighboursResult> RunAmongNeighbours(
 
   const auto before = client->GetServerInfo();
   if (!before.ok()) return before.status();
-  for (int64_t block = 0; block < options.blocks; ++block) {
+  const int64_t blocks = options.repeats > 0 ? options.blocks : 0;
+  for (int64_t block = 0; block < blocks; ++block) {
     status = RunDemoBlock(options, INFINITY, block, client, &result.among, say);
     if (status.ok()) status = Complete(result.among);
     if (!status.ok()) return status;
@@ -123,8 +124,7 @@ json NeighboursJson(const NeighboursResult& result) {
       {"determinism", client::DeterminismName(among.mode.determinism)},
       {"numerics_id", among.numerics_id},
       {"capacity_factor", result.limit.capacity_factor},
-      {"overflow",
-       result.limit.capacity_factor > 0 ? json(result.limit.overflow) : json(nullptr)},
+      {"overflow", result.limit.capacity_factor > 0 ? json(result.limit.overflow) : json(nullptr)},
       {"alone", false},
       {"prompts", prompts},
       {"requests", among.requests},
