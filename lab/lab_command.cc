@@ -7,6 +7,7 @@
 #include "lab/demo_command.h"
 #include "lab/fragility_command.h"
 #include "lab/moe_command.h"
+#include "lab/moe_quality.h"
 #include "lab/replay_study.h"
 #include "lab/serving_bench.h"
 
@@ -26,6 +27,7 @@ constexpr Experiment kExperiments[] = {
     {"moe-attack", "a stranger's answer, changed by filling its experts", RunMoeAttack},
     {"moe-demo", "a mixture of experts: neighbours and attackers, with and without capacity limits",
      RunMoeDemo},
+    {"moe-quality", "what capacity limits cost in perplexity", RunMoeQuality},
     {"moe-study", "answers of a mixture of experts among neighbours, under several limits",
      RunMoeStudy},
     {"replay-study", "recorded answers of throughput mode, repeated bit by bit", RunReplayStudy},
