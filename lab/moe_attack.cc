@@ -70,10 +70,9 @@ json TrialsJson(const std::vector<AttackTrial>& trials, const ExpertSlots& slots
   const auto count = static_cast<int64_t>(trials.size());
   const client::Interval interval = client::WilsonInterval(Changed(trials), count);
   std::optional<int64_t> first;
-  int64_t other_bits = 0, first_token = 0;
+  int64_t other_bits = 0;
   for (const AttackTrial& trial : trials) {
     other_bits += trial.other_bits;
-    first_token += trial.split == 0;
     if (trial.split.has_value() && (!first.has_value() || *trial.split < *first)) {
       first = trial.split;
     }
@@ -84,7 +83,7 @@ json TrialsJson(const std::vector<AttackTrial>& trials, const ExpertSlots& slots
            count > 0 ? static_cast<double>(Changed(trials)) / static_cast<double>(count) : 0},
           {"interval", {interval.low, interval.high}},
           {"with_other_bits", other_bits},
-          {"with_another_first_token", first_token},
+          {"with_another_first_token", FirstTokenChanged(trials)},
           {"first_split_token", client::OptionalJson(first)},
           {"expert_slots", slots.ToJson()}};
 }
@@ -94,6 +93,11 @@ json TrialsJson(const std::vector<AttackTrial>& trials, const ExpertSlots& slots
 int64_t Changed(const std::vector<AttackTrial>& trials) {
   return std::count_if(trials.begin(), trials.end(),
                        [](const AttackTrial& trial) { return trial.changed; });
+}
+
+int64_t FirstTokenChanged(const std::vector<AttackTrial>& trials) {
+  return std::count_if(trials.begin(), trials.end(),
+                       [](const AttackTrial& trial) { return trial.split == 0; });
 }
 
 absl::StatusOr<std::vector<Victim>> PrepareVictims(const DemoOptions& options,

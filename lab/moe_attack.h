@@ -61,5 +61,7 @@ nlohmann::json AttackJson(const AttackResult& result, const std::vector<Victim>&
                           const std::vector<AnswerAlone>& alone);
 
 int64_t Changed(const std::vector<AttackTrial>& trials);
+// Those that begin with another token: moved by the prefill, not by one of many steps after it.
+int64_t FirstTokenChanged(const std::vector<AttackTrial>& trials);
 
 }  // namespace verbatim::lab

@@ -90,12 +90,13 @@ std::string AboutArm(const MoeArmResult& arm) {
     absl::StrAppend(&text, ".");
   }
   if (arm.attack.has_value()) {
+    const AttackResult& attack = *arm.attack;
     absl::StrAppendFormat(
         &text,
-        " Attackers changed the victim's answer in %d of %d trials, ordinary neighbours of the "
-        "same lengths in %d of %d.",
-        Changed(arm.attack->attacked), arm.attack->attacked.size(), Changed(arm.attack->ordinary),
-        arm.attack->ordinary.size());
+        " Attackers changed the victim's answer in %d of %d trials (its first token in %d), "
+        "ordinary neighbours of the same lengths in %d of %d (%d).",
+        Changed(attack.attacked), attack.attacked.size(), FirstTokenChanged(attack.attacked),
+        Changed(attack.ordinary), attack.ordinary.size(), FirstTokenChanged(attack.ordinary));
   }
   if (arm.PromiseBroken()) {
     absl::StrAppend(&text, " DETERMINISTIC MODE BROKE ITS PROMISE: logit bits moved.");
