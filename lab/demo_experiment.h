@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct DemoOptions {
   double request_rate = 0;        // arrivals per second; 0: twice what the server can serve
   int64_t blocks = 3;             // the modes take turns this many times
   uint64_t seed = 1;
+  bool chat = true;                   // prompts are user messages; else plain text
+  bool disable_prefix_cache = false;  // every request computes all its positions
 };
 
 // One way to serve the prompts.
@@ -34,6 +37,10 @@ struct DemoMode {
   bool float32_server = false;
   v1::Determinism determinism = v1::DETERMINISM_THROUGHPUT;
   bool alone = false;  // one request in flight, nothing else on the server
+  // Of the other traffic, where it is not that of the measured requests.
+  std::optional<v1::Determinism> background;
+
+  v1::Determinism neighbours() const { return background.value_or(determinism); }
 };
 
 // throughput, throughput_float32, deterministic, one_at_a_time.

@@ -148,6 +148,25 @@ std::vector<std::string> ExplainDemo(const DemoResult& result) {
           AboutAlone(result)};
 }
 
+json ModelJson(const v1::GetModelInfoResponse& model) {
+  return {{"name", model.served_model_name()},
+          {"family", model.family()},
+          {"layers", model.num_layers()},
+          {"hidden_size", model.hidden_size()},
+          {"num_experts", model.num_experts()},
+          {"experts_per_token", model.experts_per_token()},
+          {"weights_sha256", model.weights_sha256()},
+          {"weight_bytes_stored", model.weight_bytes_stored()}};
+}
+
+json MachineJson(const Machine& machine) {
+  return {{"cpu", machine.cpu},
+          {"cores", machine.cores},
+          {"isa", machine.isa},
+          {"memory_gib", machine.memory_gib},
+          {"system", machine.system}};
+}
+
 json DemoJson(const DemoResult& result, const Machine& machine) {
   json modes = json::object();
   json order = json::array();
@@ -165,19 +184,8 @@ json DemoJson(const DemoResult& result, const Machine& machine) {
       {"version", result.server.version()},
       {"backend", result.server.backend()},
       {"numerics_id", result.Mode("deterministic").numerics_id},
-      {"model",
-       {{"name", result.model.served_model_name()},
-        {"family", result.model.family()},
-        {"layers", result.model.num_layers()},
-        {"hidden_size", result.model.hidden_size()},
-        {"weights_sha256", result.model.weights_sha256()},
-        {"weight_bytes_stored", result.model.weight_bytes_stored()}}},
-      {"machine",
-       {{"cpu", machine.cpu},
-        {"cores", machine.cores},
-        {"isa", machine.isa},
-        {"memory_gib", machine.memory_gib},
-        {"system", machine.system}}},
+      {"model", ModelJson(result.model)},
+      {"machine", MachineJson(machine)},
       {"settings",
        {{"repeats", options.repeats},
         {"max_tokens", options.max_tokens},

@@ -12,6 +12,10 @@ namespace verbatim::lab {
 
 nlohmann::json DemoJson(const DemoResult& result, const Machine& machine);
 
+// "model" and "machine" of every experiment's JSON.
+nlohmann::json ModelJson(const v1::GetModelInfoResponse& model);
+nlohmann::json MachineJson(const Machine& machine);
+
 std::string DemoTable(const DemoResult& result);
 
 // A few sentences on what was seen, all computed from the figures.

@@ -6,6 +6,8 @@
 
 #include "lab/demo_command.h"
 #include "lab/fragility_command.h"
+#include "lab/moe_command.h"
+#include "lab/moe_quality.h"
 #include "lab/replay_study.h"
 #include "lab/serving_bench.h"
 
@@ -22,6 +24,12 @@ constexpr Experiment kExperiments[] = {
     {"demo", "the same prompts in every mode: texts, logit bits and speed", RunDemo},
     {"fragility", "how probable a rerun under load is to differ, and how well that is known",
      RunFragility},
+    {"moe-attack", "a stranger's answer, changed by filling its experts", RunMoeAttack},
+    {"moe-demo", "a mixture of experts: neighbours and attackers, with and without capacity limits",
+     RunMoeDemo},
+    {"moe-quality", "what capacity limits cost in perplexity", RunMoeQuality},
+    {"moe-study", "answers of a mixture of experts among neighbours, under several limits",
+     RunMoeStudy},
     {"replay-study", "recorded answers of throughput mode, repeated bit by bit", RunReplayStudy},
     {"serving-bench", "tokens per second of every mode, end to end", RunServingBench},
 };

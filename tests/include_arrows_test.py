@@ -30,7 +30,7 @@ ALLOWED = {
     "upcycle": ["evaluate", "model", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "flags"],
     "server": ["fragility", "receipt", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "client": ["receipt", "proto", "flags", "report"],
-    "lab": ["client", "fragility", "report", "replay", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
+    "lab": ["client", "evaluate", "fragility", "report", "replay", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
     "conformance": ["client", "lab", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "verify": ["server", "client", "receipt", "engine", "model", "scheduler", "kernels/ops", "kernels", "kernels/cpu", "proto", "flags"],
     "cli": ["server", "client", "replay", "lab", "verify", "conformance", "evaluate", "upcycle", "flags"],
