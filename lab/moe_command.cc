@@ -56,7 +56,7 @@ Flags::Flags(Kind which) : kind(which) {
       break;
     case Kind::kStudy:
       name = "moe-study";
-      limits = "off,2,1.5,1.25,1,2:next,1.5:next,1.25:next,1:next";
+      limits = "off,1.75,1.5,1.25,1,1.5:next,1.25:next,1:next";
       options.attack_trials = 0;
       summary =
           "The same prompts among changing neighbours under several capacity limits, in throughput "
@@ -64,7 +64,7 @@ Flags::Flags(Kind which) : kind(which) {
       break;
     case Kind::kAttack:
       name = "moe-attack";
-      limits = "off,2,1.5,1.25,1,1.25:next";
+      limits = "off,1.75,1.5,1.25,1,1.25:next";
       options.demo.repeats = 0;
       num_prompts = 16;
       options.victims = 16;
