@@ -71,13 +71,13 @@ absl::Status FeedForward::Run(int64_t layer, const NumericMode& mode, const floa
   return RunMoe(weights, layer, mode, normed, x, observer);
 }
 
-absl::Status FeedForward::RunDense(const Layer& layer, int64_t index, const NumericMode& mode,
-                                   const float* normed, float* x, ForwardObserver* observer) {
+absl::Status FeedForward::RunNetwork(const Network& network, int64_t inner, const NumericMode& mode,
+                                     const float* normed, const float* residual, float* y,
+                                     ForwardObserver* observer, int64_t index) {
   const int64_t hidden = config_.hidden_size;
-  const int64_t inner = config_.intermediate_size;
   const bool round = RoundsActivations(mode);
   absl::Status status = backend_.Gemm({.mode = mode,
-                                       .weight = layer.dense.gate_up.get(),
+                                       .weight = network.gate_up.get(),
                                        .tokens = rows_,
                                        .x = normed,
                                        .x_stride = hidden,
@@ -93,55 +93,39 @@ absl::Status FeedForward::RunDense(const Layer& layer, int64_t index, const Nume
                             .cols = inner});
   if (!status.ok()) return status;
   Show(observer, Operation::kSwiGlu, index, Floats(act_), rows_, inner);
-  status = backend_.Gemm({.mode = mode,
-                          .weight = layer.dense.down.get(),
-                          .tokens = rows_,
-                          .x = Floats(act_),
-                          .x_stride = inner,
-                          .y = x,
-                          .y_stride = hidden,
-                          .residual = x,
-                          .round_output = round});
+  return backend_.Gemm({.mode = mode,
+                        .weight = network.down.get(),
+                        .tokens = rows_,
+                        .x = Floats(act_),
+                        .x_stride = inner,
+                        .y = y,
+                        .y_stride = hidden,
+                        .residual = residual,
+                        .round_output = round});
+}
+
+absl::Status FeedForward::RunDense(const Layer& layer, int64_t index, const NumericMode& mode,
+                                   const float* normed, float* x, ForwardObserver* observer) {
+  absl::Status status = RunNetwork(layer.dense, config_.intermediate_size, mode, normed,
+                                   /*residual=*/x, x, observer, index);
   if (!status.ok()) return status;
-  Show(observer, Operation::kDown, index, x, rows_, hidden);
+  Show(observer, Operation::kDown, index, x, rows_, config_.hidden_size);
   return absl::OkStatus();
 }
 
 absl::Status FeedForward::RunShared(const Layer& layer, const NumericMode& mode,
                                     const float* normed) {
   if (layer.shared.gate_up == nullptr) return absl::OkStatus();
-  const int64_t hidden = config_.hidden_size;
-  const int64_t inner = config_.moe.shared_intermediate_size;
-  const bool round = RoundsActivations(mode);
-  absl::Status status = backend_.Gemm({.mode = mode,
-                                       .weight = layer.shared.gate_up.get(),
-                                       .tokens = rows_,
-                                       .x = normed,
-                                       .x_stride = hidden,
-                                       .y = Floats(gate_up_),
-                                       .y_stride = 2 * inner,
-                                       .round_output = round});
-  if (!status.ok()) return status;
-  status = backend_.SwiGlu({.mode = mode,
-                            .gate_up = Floats(gate_up_),
-                            .y = Floats(act_),
-                            .tokens = rows_,
-                            .cols = inner});
-  if (!status.ok()) return status;
-  status = backend_.Gemm({.mode = mode,
-                          .weight = layer.shared.down.get(),
-                          .tokens = rows_,
-                          .x = Floats(act_),
-                          .x_stride = inner,
-                          .y = Floats(shared_out_),
-                          .y_stride = hidden,
-                          .round_output = round});
+  // What the shared expert writes on the way is no output of the layer.
+  absl::Status status =
+      RunNetwork(layer.shared, config_.moe.shared_intermediate_size, mode, normed,
+                 /*residual=*/nullptr, Floats(shared_out_), /*observer=*/nullptr, /*index=*/-1);
   if (!status.ok() || layer.shared_gate.matrix == nullptr) return status;
   return backend_.Gemm({.mode = RouterMode(mode),
                         .weight = layer.shared_gate.matrix.get(),
                         .tokens = rows_,
                         .x = normed,
-                        .x_stride = hidden,
+                        .x_stride = config_.hidden_size,
                         .y = Floats(shared_gate_),
                         .y_stride = 1});
 }

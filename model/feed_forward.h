@@ -94,6 +94,11 @@ class FeedForward {
   absl::Status LoadDecoded(const Checkpoint& checkpoint, const std::string& name,
                            DecodedMatrix& decoded);
   absl::Status Allocate();
+  // y = residual + the network's function of `normed`, both [rows, hidden]; residual may be y or
+  // null.
+  absl::Status RunNetwork(const Network& network, int64_t inner, const kernels::NumericMode& mode,
+                          const float* normed, const float* residual, float* y,
+                          ForwardObserver* observer, int64_t index);
   absl::Status RunDense(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
                         const float* normed, float* x, ForwardObserver* observer);
   absl::Status RunMoe(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
