@@ -6,13 +6,12 @@
 
 #include "client/background_traffic.h"
 #include "client/command.h"
-#include "client/files.h"
-#include "client/report_json.h"
 #include "flags/flag_set.h"
 #include "lab/demo_experiment.h"
 #include "lab/demo_page.h"
 #include "lab/demo_prompts.h"
 #include "lab/demo_report.h"
+#include "lab/experiment_command.h"
 #include "lab/machine.h"
 
 namespace verbatim::lab {
@@ -85,30 +84,15 @@ absl::Status Flags::Resolve() {
   return absl::OkStatus();
 }
 
-void Say(const std::string& line) {
-  std::fprintf(stderr, "  %s\n", line.c_str());
-  std::fflush(stderr);
-}
-
 absl::StatusOr<int> Run(const Flags& flags) {
   const auto result = RunDemoExperiment(flags.options, Say);
   if (!result.ok()) return result.status();
   const nlohmann::json data = DemoJson(*result, DescribeMachine());
   std::fputs(DemoTable(*result).c_str(), stdout);
   std::fflush(stdout);
-  if (!flags.output.empty()) {
-    if (absl::Status status = client::WriteFile(flags.output, client::Dump(data, 1) + "\n");
-        !status.ok()) {
-      return status;
-    }
-    std::printf("\nwrote %s\n", flags.output.c_str());
-  }
-  if (!flags.page.empty()) {
-    if (absl::Status status = client::WriteFile(flags.page, DemoPage(data)); !status.ok()) {
-      return status;
-    }
-    std::printf("wrote %s\n", flags.page.c_str());
-  }
+  absl::Status written =
+      WriteResults(data, flags.output, flags.page.empty() ? "" : DemoPage(data), flags.page);
+  if (!written.ok()) return written;
   for (const DemoModeResult& mode : result->modes) {
     if (mode.failed > 0) {
       std::fprintf(stderr, "%s: %lld requests failed; the first: %s\n", mode.mode.key.c_str(),
@@ -127,16 +111,7 @@ absl::StatusOr<int> Run(const Flags& flags) {
 
 int RunDemo(int argc, char** argv) {
   Flags flags;
-  flags::FlagSet set = flags.Set();
-  return client::RunCommand({.name = "lab demo",
-                             .flags = &set,
-                             .check =
-                                 [&](const auto& positional) {
-                                   absl::Status status = client::CheckNoArguments(positional);
-                                   return status.ok() ? flags.Resolve() : status;
-                                 },
-                             .run = [&] { return Run(flags); }},
-                            argc, argv);
+  return RunExperimentCommand("lab demo", flags, Run, argc, argv);
 }
 
 }  // namespace verbatim::lab

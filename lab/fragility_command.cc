@@ -9,6 +9,7 @@
 #include "client/files.h"
 #include "client/report_json.h"
 #include "flags/flag_set.h"
+#include "lab/experiment_command.h"
 #include "lab/fragility_experiment.h"
 #include "lab/fragility_prompts.h"
 #include "lab/fragility_report.h"
@@ -66,11 +67,6 @@ absl::Status Flags::Resolve() {
   return absl::OkStatus();
 }
 
-void Say(const std::string& line) {
-  std::fprintf(stderr, "  %s\n", line.c_str());
-  std::fflush(stderr);
-}
-
 absl::Status Write(const std::string& path, const std::string& content) {
   if (path.empty()) return absl::OkStatus();
   absl::Status status = client::WriteFile(path, content);
@@ -106,16 +102,7 @@ absl::StatusOr<int> Run(const Flags& flags) {
 
 int RunFragility(int argc, char** argv) {
   Flags flags;
-  flags::FlagSet set = flags.Set();
-  return client::RunCommand({.name = "lab fragility",
-                             .flags = &set,
-                             .check =
-                                 [&](const auto& positional) {
-                                   absl::Status status = client::CheckNoArguments(positional);
-                                   return status.ok() ? flags.Resolve() : status;
-                                 },
-                             .run = [&] { return Run(flags); }},
-                            argc, argv);
+  return RunExperimentCommand("lab fragility", flags, Run, argc, argv);
 }
 
 }  // namespace verbatim::lab

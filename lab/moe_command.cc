@@ -9,10 +9,9 @@
 #include "absl/strings/str_split.h"
 #include "client/background_traffic.h"
 #include "client/command.h"
-#include "client/files.h"
-#include "client/report_json.h"
 #include "flags/flag_set.h"
 #include "lab/demo_prompts.h"
+#include "lab/experiment_command.h"
 #include "lab/machine.h"
 #include "lab/moe_experiment.h"
 #include "lab/moe_page.h"
@@ -176,30 +175,15 @@ std::vector<MoeArm> Flags::Arms() const {
   return arms;
 }
 
-void Say(const std::string& line) {
-  std::fprintf(stderr, "  %s\n", line.c_str());
-  std::fflush(stderr);
-}
-
 absl::StatusOr<int> Run(const Flags& flags) {
   const auto result = RunMoeExperiment(flags.options, flags.Arms(), Say);
   if (!result.ok()) return result.status();
   const nlohmann::json data = MoeJson(*result, DescribeMachine());
   std::fputs(MoeTable(*result).c_str(), stdout);
   std::fflush(stdout);
-  if (!flags.output.empty()) {
-    if (absl::Status status = client::WriteFile(flags.output, client::Dump(data, 1) + "\n");
-        !status.ok()) {
-      return status;
-    }
-    std::printf("\nwrote %s\n", flags.output.c_str());
-  }
-  if (!flags.page.empty()) {
-    if (absl::Status status = client::WriteFile(flags.page, MoePage(data)); !status.ok()) {
-      return status;
-    }
-    std::printf("wrote %s\n", flags.page.c_str());
-  }
+  absl::Status written =
+      WriteResults(data, flags.output, flags.page.empty() ? "" : MoePage(data), flags.page);
+  if (!written.ok()) return written;
   if (result->PromiseBroken()) {
     std::fprintf(stderr, "\nFAILED: an answer of deterministic mode changed its logit bits\n");
     return 1;
@@ -209,16 +193,7 @@ absl::StatusOr<int> Run(const Flags& flags) {
 
 int RunKind(Kind kind, int argc, char** argv) {
   Flags flags(kind);
-  flags::FlagSet set = flags.Set();
-  return client::RunCommand({.name = absl::StrCat("lab ", flags.name),
-                             .flags = &set,
-                             .check =
-                                 [&](const auto& positional) {
-                                   absl::Status status = client::CheckNoArguments(positional);
-                                   return status.ok() ? flags.Resolve() : status;
-                                 },
-                             .run = [&] { return Run(flags); }},
-                            argc, argv);
+  return RunExperimentCommand(absl::StrCat("lab ", flags.name), flags, Run, argc, argv);
 }
 
 }  // namespace

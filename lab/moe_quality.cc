@@ -11,13 +11,12 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "client/command.h"
-#include "client/files.h"
 #include "client/interrupt.h"
-#include "client/report_json.h"
 #include "evaluate/perplexity.h"
 #include "evaluate/token_windows.h"
 #include "flags/flag_set.h"
 #include "lab/demo_report.h"
+#include "lab/experiment_command.h"
 #include "lab/machine.h"
 #include "lab/moe_server.h"
 #include "model/checkpoint.h"
@@ -206,11 +205,8 @@ absl::StatusOr<int> Run(const Flags& flags) {
                      {"batch_rows", flags.batch_rows / flags.context * flags.context},
                      {"rows", std::move(list)},
                      {"machine", MachineJson(DescribeMachine())}};
-  if (absl::Status status = client::WriteFile(flags.output, client::Dump(data, 1) + "\n");
-      !status.ok()) {
-    return status;
-  }
-  std::printf("\nwrote %s\n", flags.output.c_str());
+  absl::Status written = WriteResults(data, flags.output, "", "");
+  if (!written.ok()) return written;
   return 0;
 }
 
@@ -218,16 +214,7 @@ absl::StatusOr<int> Run(const Flags& flags) {
 
 int RunMoeQuality(int argc, char** argv) {
   Flags flags;
-  flags::FlagSet set = flags.Set();
-  return client::RunCommand({.name = "lab moe-quality",
-                             .flags = &set,
-                             .check =
-                                 [&](const auto& positional) {
-                                   absl::Status status = client::CheckNoArguments(positional);
-                                   return status.ok() ? flags.Resolve() : status;
-                                 },
-                             .run = [&] { return Run(flags); }},
-                            argc, argv);
+  return RunExperimentCommand("lab moe-quality", flags, Run, argc, argv);
 }
 
 }  // namespace verbatim::lab

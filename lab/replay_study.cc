@@ -24,6 +24,7 @@
 #include "client/statistics.h"
 #include "flags/flag_set.h"
 #include "lab/demo_prompts.h"
+#include "lab/experiment_command.h"
 #include "lab/machine.h"
 #include "lab/server_process.h"
 #include "model/checkpoint.h"
@@ -93,11 +94,6 @@ struct Cell {
   double replay_seconds = 0;
   std::vector<std::string> failures;
 };
-
-void Say(const std::string& line) {
-  std::fprintf(stderr, "  %s\n", line.c_str());
-  std::fflush(stderr);
-}
 
 // Recorded answers among other requests, in random order. A tenth of the others ask for strong
 // bits, so that some throughput rows ride along through strong kernels.

@@ -14,13 +14,12 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "client/command.h"
-#include "client/files.h"
 #include "client/interrupt.h"
 #include "client/load_generator.h"
-#include "client/report_json.h"
 #include "client/statistics.h"
 #include "client/step_statistics.h"
 #include "flags/flag_set.h"
+#include "lab/experiment_command.h"
 #include "lab/machine.h"
 #include "lab/server_process.h"
 #include "model/checkpoint.h"
@@ -76,8 +75,6 @@ struct Cell {
 };
 
 using Cells = std::map<std::pair<int64_t, std::string>, Cell>;
-
-void Say(const std::string& line) { std::fprintf(stderr, "  %s\n", line.c_str()); }
 
 // Few streams get two rounds, as one is over in a moment. Prompts are random token ids: equal
 // lengths, and nothing that a prefix cache could hold.
@@ -336,11 +333,8 @@ absl::StatusOr<int> Run(const Options& options) {
   const json report =
       Report(options, cells, *model, *info, servers[0]->ready_seconds(), bandwidth, *flops);
   PrintTable(cells, report);
-  if (options.output.empty()) return 0;
-  if (absl::Status status = client::WriteFile(options.output, client::Dump(report, 1) + "\n");
-      !status.ok()) {
-    return status;
-  }
+  absl::Status written = WriteResults(report, options.output, "", "");
+  if (!written.ok()) return written;
   return 0;
 }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/moe_kernels.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cpu {
 namespace {
@@ -33,15 +34,8 @@ absl::Status CheckShape(const char* operation, int64_t tokens, int64_t num_exper
   if (tokens < 0) {
     return absl::InvalidArgumentError(absl::StrCat(operation, ": tokens is ", tokens));
   }
-  if (num_experts < 1 || num_experts > kMaxExperts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(operation, ": num_experts ", num_experts, " is not from 1 to ", kMaxExperts));
-  }
-  if (top_k < 1 || top_k > std::min(num_experts, kMaxExpertsPerToken)) {
-    return absl::InvalidArgumentError(absl::StrCat(operation, ": top_k ", top_k,
-                                                   " is not from 1 to ",
-                                                   std::min(num_experts, kMaxExpertsPerToken)));
-  }
+  absl::Status status = CheckExperts(operation, num_experts, top_k);
+  if (!status.ok()) return status;
   if (tokens > std::numeric_limits<int32_t>::max() / top_k) {
     return absl::InvalidArgumentError(
         absl::StrCat(operation, ": tokens ", tokens, " times top_k ", top_k, " is too large"));
@@ -130,13 +124,8 @@ absl::Status MoeRoute(const CpuContext& context, const MoeRouteParams& params) {
       !status.ok()) {
     return status;
   }
-  if (params.capacity < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("MoeRoute: capacity is ", params.capacity));
-  }
+  if (absl::Status status = CheckMoeRoute(params); !status.ok()) return status;
   if (params.tokens == 0) return absl::OkStatus();
-  if (params.logits == nullptr || params.experts == nullptr || params.weights == nullptr) {
-    return absl::InvalidArgumentError("MoeRoute: logits, experts or weights is missing");
-  }
   const MoeKernels& kernels = KernelsOf(context.isa);
   if (params.capacity == 0) {
     ParallelRows(context, params.tokens, params.num_experts, kMinLogitsPerThread,
@@ -169,14 +158,8 @@ absl::Status MoePermute(const CpuContext&, const MoePermuteParams& params) {
       !status.ok()) {
     return status;
   }
-  if (params.offsets == nullptr) {
-    return absl::InvalidArgumentError("MoePermute: offsets is missing");
-  }
+  if (absl::Status status = CheckMoePermute(params); !status.ok()) return status;
   const int64_t slots = params.tokens * params.top_k;
-  if (slots > 0 &&
-      (params.experts == nullptr || params.token_of == nullptr || params.place_of == nullptr)) {
-    return absl::InvalidArgumentError("MoePermute: experts, token_of or place_of is missing");
-  }
   for (int64_t slot = 0; slot < slots; ++slot) {
     if (params.experts[slot] < -1 || params.experts[slot] >= params.num_experts) {
       return absl::InvalidArgumentError(

@@ -5,20 +5,14 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
 
 absl::Status CheckShape(const char* operation, int64_t tokens, int64_t num_experts, int64_t top_k) {
-  if (num_experts < 1 || num_experts > kMaxExperts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(operation, ": num_experts ", num_experts, " is not from 1 to ", kMaxExperts));
-  }
-  const int64_t most = std::min(num_experts, kMaxExpertsPerToken);
-  if (top_k < 1 || top_k > most) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(operation, ": top_k ", top_k, " is not from 1 to ", most));
-  }
+  absl::Status status = CheckExperts(operation, num_experts, top_k);
+  if (!status.ok()) return status;
   if (tokens < 0 || tokens > std::numeric_limits<int32_t>::max() / top_k) {
     return absl::InvalidArgumentError(absl::StrCat(operation, ": tokens ", tokens));
   }
@@ -35,13 +29,8 @@ absl::Status CudaBackend::MoeRoute(const MoeRouteParams& params) {
       !status.ok()) {
     return status;
   }
-  if (params.capacity < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("MoeRoute: capacity is ", params.capacity));
-  }
+  if (absl::Status status = CheckMoeRoute(params); !status.ok()) return status;
   if (params.tokens == 0) return absl::OkStatus();
-  if (params.logits == nullptr || params.experts == nullptr || params.weights == nullptr) {
-    return absl::InvalidArgumentError("MoeRoute: logits, experts or weights is missing");
-  }
   return runtime::LaunchStatus("MoeRoute",
                                LaunchMoeRoute({.logits = params.logits,
                                                .tokens = params.tokens,
@@ -64,13 +53,7 @@ absl::Status CudaBackend::MoePermute(const MoePermuteParams& params) {
       !status.ok()) {
     return status;
   }
-  if (params.offsets == nullptr) {
-    return absl::InvalidArgumentError("MoePermute: offsets is missing");
-  }
-  if (params.tokens > 0 &&
-      (params.experts == nullptr || params.token_of == nullptr || params.place_of == nullptr)) {
-    return absl::InvalidArgumentError("MoePermute: experts, token_of or place_of is missing");
-  }
+  if (absl::Status status = CheckMoePermute(params); !status.ok()) return status;
   return runtime::LaunchStatus("MoePermute", LaunchMoePermute({.experts = params.experts,
                                                                .tokens = params.tokens,
                                                                .num_experts = params.num_experts,

@@ -1,6 +1,7 @@
 // Checks of operations' arguments that do not depend on the backend.
 #include "kernels/ops/checks.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -104,6 +105,41 @@ absl::Status CheckSwiGlu(const SwiGluParams& params) {
   if (params.tokens == 0) return absl::OkStatus();
   if (params.gate_up == nullptr || params.y == nullptr) {
     return absl::InvalidArgumentError("SwiGlu: gate_up or y is missing");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckExperts(const char* operation, int64_t num_experts, int64_t top_k) {
+  if (num_experts < 1 || num_experts > kMaxExperts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(operation, ": num_experts ", num_experts, " is not from 1 to ", kMaxExperts));
+  }
+  const int64_t most = std::min(num_experts, kMaxExpertsPerToken);
+  if (top_k < 1 || top_k > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(operation, ": top_k ", top_k, " is not from 1 to ", most));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckMoeRoute(const MoeRouteParams& params) {
+  if (params.capacity < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("MoeRoute: capacity is ", params.capacity));
+  }
+  if (params.tokens == 0) return absl::OkStatus();
+  if (params.logits == nullptr || params.experts == nullptr || params.weights == nullptr) {
+    return absl::InvalidArgumentError("MoeRoute: logits, experts or weights is missing");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckMoePermute(const MoePermuteParams& params) {
+  if (params.offsets == nullptr) {
+    return absl::InvalidArgumentError("MoePermute: offsets is missing");
+  }
+  if (params.tokens > 0 &&
+      (params.experts == nullptr || params.token_of == nullptr || params.place_of == nullptr)) {
+    return absl::InvalidArgumentError("MoePermute: experts, token_of or place_of is missing");
   }
   return absl::OkStatus();
 }

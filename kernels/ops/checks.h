@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/kv_cache.h"
+#include "kernels/ops/moe.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/sampling.h"
 #include "kernels/ops/swiglu.h"
@@ -27,6 +28,13 @@ absl::Status CheckSpans(const KvCacheConfig& config, int64_t layer,
 absl::Status CheckAttention(const AttentionParams& params, const KvCacheConfig& config);
 absl::Status CheckRmsNorm(const RmsNormParams& params);
 absl::Status CheckSwiGlu(const SwiGluParams& params);
+
+// INVALID_ARGUMENT naming the operation and the number that is out of its range.
+absl::Status CheckExperts(const char* operation, int64_t num_experts, int64_t top_k);
+// INVALID_ARGUMENT for a capacity below 0 and, if there are tokens, absent arrays.
+absl::Status CheckMoeRoute(const MoeRouteParams& params);
+// INVALID_ARGUMENT for absent arrays.
+absl::Status CheckMoePermute(const MoePermuteParams& params);
 
 // Empty, or what is wrong with a row.
 std::string SamplingRowError(const SamplingRow& row, int64_t vocab);
