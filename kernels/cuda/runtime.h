@@ -46,6 +46,7 @@ void DestroyStream(Stream stream);
 // In stream order. Host memory is page-locked or not touched until Synchronize.
 absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes, Stream stream);
 absl::Status CopyToHost(void* host, const void* device, size_t size_bytes, Stream stream);
+absl::Status CopyOnDevice(void* to, const void* from, size_t size_bytes, Stream stream);
 absl::Status Fill(void* device, int byte, size_t size_bytes, Stream stream);
 // Waits for the stream; then anything that went wrong in it.
 absl::Status Synchronize(Stream stream);

@@ -166,6 +166,11 @@ absl::Status CopyToHost(void* host, const void* device, size_t size_bytes, Strea
                   cudaMemcpyAsync(host, device, size_bytes, cudaMemcpyDeviceToHost, stream));
 }
 
+absl::Status CopyOnDevice(void* to, const void* from, size_t size_bytes, Stream stream) {
+  return StatusOf("copy on the device",
+                  cudaMemcpyAsync(to, from, size_bytes, cudaMemcpyDeviceToDevice, stream));
+}
+
 absl::Status Fill(void* device, int byte, size_t size_bytes, Stream stream) {
   if (size_bytes == 0) return absl::OkStatus();
   return StatusOf("fill", cudaMemsetAsync(device, byte, size_bytes, stream));

@@ -86,6 +86,10 @@ absl::Status CopyToHost(void* host, const void* device, size_t size_bytes, Strea
   if (size_bytes > 0) std::memcpy(host, device, size_bytes);
   return TheState().sticky;
 }
+absl::Status CopyOnDevice(void* to, const void* from, size_t size_bytes, Stream) {
+  if (size_bytes > 0) std::memcpy(to, from, size_bytes);
+  return TheState().sticky;
+}
 absl::Status Fill(void* device, int byte, size_t size_bytes, Stream) {
   if (size_bytes > 0) std::memset(device, byte, size_bytes);
   return TheState().sticky;
