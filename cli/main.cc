@@ -5,6 +5,7 @@
 #include "client/bench_command.h"
 #include "client/compare_command.h"
 #include "client/generate_command.h"
+#include "client/health_command.h"
 #include "conformance/conformance_command.h"
 #include "evaluate/perplexity_command.h"
 #include "lab/lab_command.h"
@@ -25,6 +26,7 @@ struct Subcommand {
 constexpr Subcommand kSubcommands[] = {
     {"serve", "serve a model over gRPC", verbatim::server::RunServe},
     {"generate", "stream one prompt's answer to the terminal", verbatim::client::RunGenerate},
+    {"health", "ask a server whether it takes requests", verbatim::client::RunHealth},
     {"verify", "check the receipt of an answer", verbatim::verify::RunVerify},
     {"compare", "send one prompt many times in both modes and compare the answers",
      verbatim::client::RunCompare},
