@@ -57,6 +57,16 @@ struct Codec {
   static __device__ __forceinline__ Group Load(const PackedPart& part, int64_t tile, int64_t group,
                                                int lane) {
     Group g;
+    if constexpr (kFormat == DType::kBF16) {
+      // A row that does not exist is read as the last.
+      const int64_t row = tile * kTileRows + lane;
+      const int64_t exists = row < part.rows ? row : part.rows - 1;
+      const uint4* columns = static_cast<const uint4*>(part.quants) +
+                             (exists * RowPitch(part.cols) + group * kGroupColumns) / 8;
+#pragma unroll
+      for (int v = 0; v < kLayout.vectors; ++v) g.quants[v] = LoadReadOnly(columns + v);
+      return g;
+    }
     const int64_t index = tile * part.groups() + group;
     const uint4* quants =
         static_cast<const uint4*>(part.quants) + index * kLayout.vectors * 32 + lane;

@@ -15,6 +15,7 @@ namespace {
 // What a reduction's stack in the kernels has room for, with a wide margin.
 constexpr int64_t kMaxCols = int64_t{1} << 18;
 constexpr int64_t kTilesPerUpload = 32;
+constexpr int64_t kRowsPerUpload = 256;
 
 absl::Status CheckParts(absl::Span<const StoredMatrix> parts) {
   if (parts.empty()) return absl::InvalidArgumentError("LoadMatrix: no parts");
@@ -52,24 +53,47 @@ CudaMatrix::~CudaMatrix() { generation.fetch_add(1); }
 
 uint64_t CudaMatrix::Generation() { return generation.load(); }
 
+absl::StatusOr<std::byte*> CudaMatrix::Memory(size_t size_bytes) {
+  absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(size_bytes);
+  if (!buffer.ok()) return buffer.status();
+  size_bytes_ += size_bytes;
+  memory_.push_back(*std::move(buffer));
+  return static_cast<std::byte*>(memory_.back()->data());
+}
+
 absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> run,
-                                                 int64_t first_row, bool as_bf16,
+                                                 int64_t first_row, std::byte* rows,
                                                  Uploader& uploader) {
   PackedPart part;
-  part.format = as_bf16 ? DType::kBF16 : run[0].dtype;
+  part.format = run[0].dtype;
   part.first_row = first_row;
   part.cols = cols_;
   for (const StoredMatrix& matrix : run) part.rows += matrix.rows;
+  const size_t pitch_bytes = static_cast<size_t>(RowPitch(cols_)) * 2;
+  if (part.format == DType::kBF16) {
+    if (rows == nullptr) {
+      absl::StatusOr<std::byte*> memory = Memory(static_cast<size_t>(part.rows) * pitch_bytes);
+      if (!memory.ok()) return memory.status();
+      rows = *memory;
+    }
+    part.quants = rows;
+    for (const StoredMatrix& matrix : run) {
+      absl::Status status = uploader.UploadRows(rows, pitch_bytes, matrix.data,
+                                                static_cast<size_t>(matrix.row_bytes()),
+                                                static_cast<size_t>(matrix.rows));
+      if (!status.ok()) return status;
+      rows += static_cast<size_t>(matrix.rows) * pitch_bytes;
+    }
+    return part;
+  }
   const PackedSizes sizes = PackedSizesOf(part.format, part.tiles(), cols_);
   std::byte* arrays[4] = {};
   const size_t array_sizes[4] = {sizes.quants, sizes.high, sizes.scales, sizes.super};
   for (int i = 0; i < 4; ++i) {
     if (array_sizes[i] == 0) continue;
-    absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(array_sizes[i]);
-    if (!buffer.ok()) return buffer.status();
-    arrays[i] = static_cast<std::byte*>((*buffer)->data());
-    size_bytes_ += array_sizes[i];
-    memory_.push_back(*std::move(buffer));
+    absl::StatusOr<std::byte*> memory = Memory(array_sizes[i]);
+    if (!memory.ok()) return memory.status();
+    arrays[i] = *memory;
   }
   PackedTiles tiles;
   const PackedSizes before_unit = PackedSizesOf(part.format, 1, cols_);
@@ -77,7 +101,7 @@ absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> 
                           before_unit.super};
   for (int64_t tile = 0; tile < part.tiles(); tile += kTilesPerUpload) {
     const int64_t row = tile * kTileRows;
-    PackRows(run, row, std::min(kTilesPerUpload * kTileRows, part.rows - row), as_bf16, &tiles);
+    PackRows(run, row, std::min(kTilesPerUpload * kTileRows, part.rows - row), &tiles);
     const std::vector<std::byte>* packed[4] = {&tiles.quants, &tiles.high, &tiles.scales,
                                                &tiles.super};
     for (int i = 0; i < 4; ++i) {
@@ -91,6 +115,16 @@ absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> 
   part.high = arrays[1];
   part.scales = arrays[2];
   part.super = arrays[3];
+  if (rows == nullptr) return part;
+  std::vector<uint16_t> rounded;
+  for (const StoredMatrix& matrix : run) {
+    for (int64_t row = 0; row < matrix.rows; row += kRowsPerUpload) {
+      RoundToBf16Rows(matrix, row, std::min(kRowsPerUpload, matrix.rows - row), &rounded);
+      absl::Status status = uploader.Upload(rows, rounded.data(), rounded.size() * 2);
+      if (!status.ok()) return status;
+      rows += rounded.size() * 2;
+    }
+  }
   return part;
 }
 
@@ -101,21 +135,23 @@ absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(absl::Span<const St
   int64_t rows = 0;
   for (const StoredMatrix& part : parts) rows += part.rows;
   auto matrix = std::unique_ptr<CudaMatrix>(new CudaMatrix(rows, parts[0].cols, options));
+  const int64_t pitch_bytes = RowPitch(parts[0].cols) * 2;
+  std::byte* bf16 = nullptr;
+  if (with_bf16 && options.for_gemm) {
+    absl::StatusOr<std::byte*> memory = matrix->Memory(static_cast<size_t>(rows * pitch_bytes));
+    if (!memory.ok()) return memory.status();
+    bf16 = *memory;
+    matrix->bf16_ = {.format = DType::kBF16, .rows = rows, .cols = parts[0].cols, .quants = bf16};
+  }
   int64_t first_row = 0;
   for (size_t begin = 0; begin < parts.size();) {
     size_t end = begin + 1;
     while (end < parts.size() && parts[end].dtype == parts[begin].dtype) ++end;
-    const absl::Span<const StoredMatrix> run = parts.subspan(begin, end - begin);
-    absl::StatusOr<PackedPart> part = matrix->UploadRun(run, first_row, false, uploader);
+    absl::StatusOr<PackedPart> part =
+        matrix->UploadRun(parts.subspan(begin, end - begin), first_row,
+                          bf16 == nullptr ? nullptr : bf16 + first_row * pitch_bytes, uploader);
     if (!part.ok()) return part.status();
     matrix->parts_.push_back(*part);
-    if (with_bf16 && options.for_gemm) {
-      if (part->format != DType::kBF16) {
-        part = matrix->UploadRun(run, first_row, true, uploader);
-        if (!part.ok()) return part.status();
-      }
-      matrix->bf16_parts_.push_back(*part);
-    }
     first_row += part->rows;
     begin = end;
   }

@@ -13,7 +13,8 @@
 
 namespace verbatim::kernels::cuda {
 
-// The stored formats, packed; and, for PINNED, the values rounded to bf16 in the same layout.
+// The stored formats; and, for matrix units, the values rounded to bf16, row-major, all parts one
+// after the other. Parts that are stored as BF16 lie in that copy.
 class CudaMatrix final : public WeightMatrix {
  public:
   // Uploads through `uploader`. INVALID_ARGUMENT names the part and field that is wrong.
@@ -33,17 +34,21 @@ class CudaMatrix final : public WeightMatrix {
 
   // Runs of rows of one format; device pointers inside.
   absl::Span<const PackedPart> parts() const { return parts_; }
-  // Empty without `with_bf16`. A run that is stored as BF16 shares its memory.
-  absl::Span<const PackedPart> bf16_parts() const { return bf16_parts_; }
+  // All rows as bf16; no rows without `with_bf16` or where the matrix is not for products.
+  const PackedPart& bf16() const { return bf16_; }
 
  private:
   CudaMatrix(int64_t rows, int64_t cols, const LoadMatrixOptions& options);
+  // Device memory that goes with the matrix.
+  absl::StatusOr<std::byte*> Memory(size_t size_bytes);
+  // Rows of one format. `rows`: where they go as bf16; null to leave that out.
   absl::StatusOr<PackedPart> UploadRun(absl::Span<const StoredMatrix> run, int64_t first_row,
-                                       bool as_bf16, Uploader& uploader);
+                                       std::byte* rows, Uploader& uploader);
 
   const int64_t rows_, cols_;
   const LoadMatrixOptions options_;
-  std::vector<PackedPart> parts_, bf16_parts_;
+  std::vector<PackedPart> parts_;
+  PackedPart bf16_;
   std::vector<std::unique_ptr<DeviceBuffer>> memory_;
   size_t size_bytes_ = 0;
 };

@@ -158,8 +158,7 @@ absl::Status CudaBackend::GroupedGemmOnMatrixUnits(const GroupedGemmParams& para
                                                    absl::Span<const ExpertParts> tables) {
   // All rows of x as bf16 at once where the workspace holds them; otherwise place by place, in
   // slices. Neither changes bits.
-  const int64_t groups = (args.cols + kGroupColumns - 1) / kGroupColumns;
-  const int64_t row_bytes = groups * kGroupColumns * 2;
+  const int64_t row_bytes = RowPitch(args.cols) * 2;
   const int64_t room = static_cast<int64_t>(workspace_->size_bytes()) / row_bytes;
   const bool whole = params.x_rows <= room;
   const int64_t slice = std::min(kMostPlaces, whole ? params.max_places : room);
@@ -174,7 +173,6 @@ absl::Status CudaBackend::GroupedGemmOnMatrixUnits(const GroupedGemmParams& para
                          .first_row = 0,
                          .num_rows = params.x_rows,
                          .cols = args.cols,
-                         .groups = groups,
                          .rounded = workspace_->data()};
   absl::Status status;
   if (whole) {

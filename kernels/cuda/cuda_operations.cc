@@ -134,51 +134,41 @@ std::vector<AttentionCut> CudaBackend::AttentionCuts(const NumericMode&, const K
 absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight,
                                             bool round) {
   // As many tokens at a time as the workspace holds; slices change no bits.
-  const int64_t groups = (weight.cols() + kGroupColumns - 1) / kGroupColumns;
-  const int64_t tile_bytes = 8 * groups * kGroupColumns * 2;
-  const int64_t workspace = static_cast<int64_t>(workspace_->size_bytes());
-  constexpr int64_t kSliceTiles = 16;
-  int64_t slice = params.tokens;
-  if (PinnedTokenTiles(slice) * tile_bytes > workspace) {
-    slice = workspace / tile_bytes / kSliceTiles * kSliceTiles * 8;
-    if (slice == 0) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("Gemm: ", weight.cols(), " columns need ", kSliceTiles * tile_bytes,
-                       " bytes of workspace; workspace_bytes is ", workspace));
-    }
+  const int64_t row_bytes = RowPitch(weight.cols()) * 2;
+  const int64_t slice =
+      std::min(params.tokens, static_cast<int64_t>(workspace_->size_bytes()) / row_bytes);
+  if (slice == 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("Gemm: ", weight.cols(), " columns need ", row_bytes,
+                     " bytes of workspace; workspace_bytes is ", workspace_->size_bytes()));
   }
-  char* const packed = static_cast<char*>(workspace_->data());
+  char* const rounded = static_cast<char*>(workspace_->data());
   for (int64_t first = 0; first < params.tokens; first += slice) {
     const int64_t tokens = std::min(slice, params.tokens - first);
-    const int64_t token_tiles = PinnedTokenTiles(tokens);
-    const size_t packed_bytes = static_cast<size_t>(token_tiles * tile_bytes);
-    absl::Status status = runtime::LaunchStatus(
-        "Gemm", LaunchPackActivations({.x = params.x + first * params.x_stride,
-                                       .x_stride = params.x_stride,
-                                       .tokens = tokens,
-                                       .cols = weight.cols(),
-                                       .token_tiles = token_tiles,
-                                       .groups = groups,
-                                       .packed = packed},
-                                      stream_));
-    for (const PackedPart& part : weight.bf16_parts()) {
-      if (!status.ok()) return status;
-      const int64_t offset = first * params.y_stride;
-      status = runtime::LaunchStatus(
-          "Gemm", LaunchGemmPinned(
-                      {.part = part,
-                       .tokens = tokens,
-                       .packed_x = packed,
-                       .y = params.y + offset,
-                       .y_stride = params.y_stride,
-                       .bias = params.bias,
-                       .residual = params.residual == nullptr ? nullptr : params.residual + offset,
-                       .round = round,
-                       .partials = reinterpret_cast<float*>(packed + packed_bytes),
-                       .partial_bytes = workspace_->size_bytes() - packed_bytes,
-                       .multiprocessors = info_.multiprocessors},
-                      stream_));
-    }
+    const size_t rounded_bytes = static_cast<size_t>(tokens * row_bytes);
+    const int64_t offset = first * params.y_stride;
+    RoundRowsArgs rounding{.x = params.x + first * params.x_stride,
+                           .x_stride = params.x_stride,
+                           .num_rows = tokens,
+                           .cols = weight.cols(),
+                           .rounded = rounded};
+    rounding.places.x_rows = tokens;
+    absl::Status status = runtime::LaunchStatus("Gemm", LaunchRoundRows(rounding, stream_));
+    if (!status.ok()) return status;
+    status = runtime::LaunchStatus(
+        "Gemm", LaunchGemmPinned(
+                    {.part = weight.bf16(),
+                     .tokens = tokens,
+                     .rounded_x = rounded,
+                     .y = params.y + offset,
+                     .y_stride = params.y_stride,
+                     .bias = params.bias,
+                     .residual = params.residual == nullptr ? nullptr : params.residual + offset,
+                     .round = round,
+                     .partials = reinterpret_cast<float*>(rounded + rounded_bytes),
+                     .partial_bytes = workspace_->size_bytes() - rounded_bytes,
+                     .multiprocessors = info_.multiprocessors},
+                    stream_));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -104,6 +104,9 @@ __device__ __forceinline__ uint2 LoadOnce(const uint2* address) { return __ldg(a
 __device__ __forceinline__ uint32_t LoadOnce(const uint32_t* address) { return __ldg(address); }
 __device__ __forceinline__ uint16_t LoadOnce(const uint16_t* address) { return __ldg(address); }
 
+// A load of memory that no kernel writes meanwhile; its neighbours may be read next.
+__device__ __forceinline__ uint4 LoadReadOnly(const uint4* address) { return __ldg(address); }
+
 __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }

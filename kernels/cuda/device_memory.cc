@@ -36,7 +36,7 @@ Uploader::~Uploader() {
   for (Slot& slot : slots_) runtime::DestroyEvent(slot.passed);
 }
 
-absl::Status Uploader::Upload(void* device, const void* host, size_t size_bytes) {
+absl::Status Uploader::UploadFilled(void* device, size_t size_bytes, Fill fill) {
   for (size_t done = 0; done < size_bytes;) {
     Slot& slot = slots_[next_];
     next_ = (next_ + 1) % slots_.size();
@@ -44,7 +44,7 @@ absl::Status Uploader::Upload(void* device, const void* host, size_t size_bytes)
       if (absl::Status status = runtime::WaitForEvent(slot.passed); !status.ok()) return status;
     }
     const size_t count = std::min(size_bytes - done, slot.memory->size_bytes());
-    std::memcpy(slot.memory->data(), static_cast<const char*>(host) + done, count);
+    fill(done, count, static_cast<char*>(slot.memory->data()));
     absl::Status status = runtime::CopyToDevice(static_cast<char*>(device) + done,
                                                 slot.memory->data(), count, stream_);
     if (!status.ok()) return status;
@@ -54,6 +54,30 @@ absl::Status Uploader::Upload(void* device, const void* host, size_t size_bytes)
     done += count;
   }
   return absl::OkStatus();
+}
+
+absl::Status Uploader::Upload(void* device, const void* host, size_t size_bytes) {
+  return UploadFilled(device, size_bytes, [&](size_t done, size_t count, char* to) {
+    std::memcpy(to, static_cast<const char*>(host) + done, count);
+  });
+}
+
+absl::Status Uploader::UploadRows(void* device, size_t pitch_bytes, const void* host,
+                                  size_t row_bytes, size_t rows) {
+  if (row_bytes == pitch_bytes) return Upload(device, host, rows * row_bytes);
+  return UploadFilled(device, rows * pitch_bytes, [&](size_t done, size_t count, char* to) {
+    for (size_t end = done + count; done < end;) {
+      const size_t row = done / pitch_bytes, at = done % pitch_bytes;
+      const size_t piece = std::min(end - done, (at < row_bytes ? row_bytes : pitch_bytes) - at);
+      if (at < row_bytes) {
+        std::memcpy(to, static_cast<const char*>(host) + row * row_bytes + at, piece);
+      } else {
+        std::memset(to, 0, piece);
+      }
+      done += piece;
+      to += piece;
+    }
+  });
 }
 
 }  // namespace verbatim::kernels::cuda

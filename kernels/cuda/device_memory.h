@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
@@ -54,6 +55,9 @@ class Uploader {
 
   // `host` may be changed as soon as this returns.
   absl::Status Upload(void* device, const void* host, size_t size_bytes);
+  // Rows of row_bytes each to places `pitch_bytes` apart, what lies between them zero.
+  absl::Status UploadRows(void* device, size_t pitch_bytes, const void* host, size_t row_bytes,
+                          size_t rows);
 
  private:
   struct Slot {
@@ -62,6 +66,9 @@ class Uploader {
     bool used = false;
   };
   explicit Uploader(Stream stream) : stream_(stream) {}
+  // Uploads size_bytes that fill(done, count, to) puts into page-locked memory piece by piece.
+  using Fill = absl::FunctionRef<void(size_t done, size_t count, char* to)>;
+  absl::Status UploadFilled(void* device, size_t size_bytes, Fill fill);
 
   const Stream stream_;
   std::vector<Slot> slots_;

@@ -67,7 +67,8 @@ absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMat
     more = false;
     for (size_t e = 0; e < experts->size(); ++e) {
       const CudaMatrix& matrix = *(*experts)[e];
-      const absl::Span<const PackedPart> own = bf16 ? matrix.bf16_parts() : matrix.parts();
+      const absl::Span<const PackedPart> own =
+          bf16 ? absl::MakeConstSpan(&matrix.bf16(), 1) : matrix.parts();
       if (position >= own.size()) continue;
       more = true;
       const PackedPart& part = own[position];

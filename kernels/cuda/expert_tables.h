@@ -36,7 +36,7 @@ class ExpertTables {
   static absl::StatusOr<std::unique_ptr<ExpertTables>> Create(size_t size_bytes,
                                                               Uploader& uploader);
 
-  // The tables of the experts' parts, or of their bf16 parts; valid until the next call.
+  // The tables of the experts' parts, or of their bf16 copies; valid until the next call.
   // INVALID_ARGUMENT names the matrix that is not this backend's or has another shape.
   // RESOURCE_EXHAUSTED names the bytes needed.
   absl::StatusOr<const ExpertWeights*> Of(absl::Span<const WeightMatrix* const> experts, bool bf16);

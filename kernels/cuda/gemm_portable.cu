@@ -27,7 +27,7 @@ struct TokenStore {
 
 // grid (row tiles, token tiles); 2^depth warps.
 template <DType kFormat, int kTokens>
-__global__ void __launch_bounds__(kMaxWarps * 32)
+__global__ void __launch_bounds__(kWarps<kFormat> * 32)
     FewTokensKernel(PackedPart part, int64_t tokens, const float* x, int64_t x_stride,
                     Epilogue epilogue, int depth) {
   VERBATIM_SHARED_MEMORY(bytes);
@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(kTileThreads)
 
 template <DType kFormat, int kTokens>
 int LaunchFewTokens(const GemmArgs& args, const Epilogue& epilogue, Stream stream) {
-  const int depth = DepthFor(kMaxWarps, numerics::ChunkCount(args.part.cols));
+  const int depth = DepthFor(kWarps<kFormat>, numerics::ChunkCount(args.part.cols));
   const LaunchShape shape{dim3(static_cast<unsigned int>(args.part.tiles()),
                                static_cast<unsigned int>((args.tokens + kTokens - 1) / kTokens)),
-                          dim3(32u << depth), FewTokensBytes(depth, kTokens)};
+                          dim3(32u << depth), FewTokensBytes<kFormat, kTokens>(depth)};
   return Launch(FewTokensKernel<kFormat, kTokens>, shape, stream, args.part, args.tokens, args.x,
                 args.x_stride, epilogue, depth);
 }

@@ -2,8 +2,9 @@
 // reduction tree.
 //
 // Two ways with the same bits. Few tokens: a block has 32 outputs, a warp a node of the tree, a
-// lane an output, so that weights stream through registers once, 16 bytes a lane. Many tokens:
-// register tiles over decoded weights in shared memory.
+// lane an output, so that weights stream through registers once, 16 bytes a lane; rows of BF16 go
+// through shared memory, 128 bytes of each at a time. Many tokens: register tiles over decoded
+// weights in shared memory.
 #pragma once
 
 #include "kernels/cuda/codecs.cuh"
@@ -25,10 +26,96 @@ struct Sums {
   float v[kTokens];
 };
 
+// Warps of a block, each a node: as many as shared memory of 96 KiB has room for.
+template <DType kFormat>
+inline constexpr int kWarps = kFormat == DType::kBF16 ? kMaxWarps / 2 : kMaxWarps;
+
+// Rows of BF16 on their way: two stages of 64 columns of 32 rows. 16-byte segment s of row r lies
+// at s ^ (r % 8), so that lanes that read a segment of neighbouring rows meet in no bank.
+inline constexpr int kRowStages = 2;
+inline constexpr int kRowStageColumns = 64;
+inline constexpr int kRowStageBytes = 32 * kRowStageColumns * 2;
+template <DType kFormat>
+inline constexpr int kRowBytes = kFormat == DType::kBF16 ? kRowStages* kRowStageBytes : 0;
+
+// A warp's own shared memory in FewTokens: a chunk of x while it accumulates, its node's sums
+// afterwards; then rows of BF16.
+template <DType kFormat, int kTokens>
+inline constexpr int kOwnBytes =
+    kTokens* kChunk* static_cast<int>(sizeof(float)) + kRowBytes<kFormat>;
+
 // Shared memory of FewTokens.
-constexpr size_t FewTokensBytes(int depth, int tokens) {
-  return (size_t{1} << depth) * static_cast<size_t>(tokens) * kChunk * sizeof(float);
+template <DType kFormat, int kTokens>
+constexpr size_t FewTokensBytes(int depth) {
+  return (size_t{1} << depth) * static_cast<size_t>(kOwnBytes<kFormat, kTokens>);
 }
+
+// A lane's groups of a row tile, in ascending columns from `first` on.
+template <DType kFormat>
+struct GroupStream {
+  const PackedPart& part;
+  const int64_t tile;
+  const int lane;
+
+  __device__ __forceinline__ GroupStream(const PackedPart& part, int64_t tile, int lane, int64_t,
+                                         int64_t, unsigned char*)
+      : part(part), tile(tile), lane(lane) {}
+  __device__ __forceinline__ typename Codec<kFormat>::Group At(int64_t column) {
+    return Codec<kFormat>::Load(part, tile, column / kGroupColumns, lane);
+  }
+};
+
+template <>
+struct GroupStream<DType::kBF16> {
+  const PackedPart& part;
+  const int64_t tile;
+  const int lane;
+  const int64_t last;
+  unsigned char* const stages;
+
+  // `first` is a multiple of a stage's columns.
+  __device__ __forceinline__ GroupStream(const PackedPart& part, int64_t tile, int lane,
+                                         int64_t first, int64_t last, unsigned char* stages)
+      : part(part), tile(tile), lane(lane), last(last), stages(stages) {
+    Start(first);
+  }
+  __device__ __forceinline__ unsigned char* StageOf(int64_t column) {
+    return stages + column / kRowStageColumns % kRowStages * kRowStageBytes;
+  }
+  // By the whole warp: 8 lanes a row.
+  __device__ __forceinline__ void Start(int64_t column) {
+    if (column < last) {
+      const uint4* weights = static_cast<const uint4*>(part.quants) + column / 8 + lane % 8;
+      unsigned char* to = StageOf(column);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int in_tile = 4 * i + lane / 8;
+        const int64_t row = tile * kTileRows + in_tile;
+        // Rows past the end repeat the last: their outputs are not stored.
+        const int64_t exists = row < part.rows ? row : part.rows - 1;
+        CopyAsync16(to + in_tile * 128 + ((lane % 8) ^ (in_tile % 8)) * 16,
+                    weights + exists * (RowPitch(part.cols) / 8), 16);
+      }
+    }
+    CopyAsyncCommit();
+  }
+  __device__ __forceinline__ typename Codec<DType::kBF16>::Group At(int64_t column) {
+    if (column % kRowStageColumns == 0) {
+      SyncWarp();  // the stage before is read
+      Start(column + kRowStageColumns);
+      CopyAsyncWait<1>();
+      SyncWarp();  // this stage is there for all lanes
+    }
+    typename Codec<DType::kBF16>::Group g;
+    const unsigned char* row = StageOf(column) + lane * 128;
+    const int segment = static_cast<int>(column % kRowStageColumns / 8);
+#pragma unroll
+    for (int v = 0; v < 4; ++v) {
+      g.quants[v] = *reinterpret_cast<const uint4*>(row + ((segment + v) ^ (lane % 8)) * 16);
+    }
+    return g;
+  }
+};
 
 // A row tile's outputs for `count` <= kTokens tokens, by a block of 2^depth warps with
 // FewTokensBytes of shared memory. x_row(t) is token t's row of x, null for zeros; store(t, row,
@@ -38,10 +125,14 @@ __device__ __forceinline__ void FewTokens(const PackedPart& part, int64_t tile, 
                                           int depth, unsigned char* bytes, XRow x_row,
                                           Store store) {
   using C = Codec<kFormat>;
+  constexpr int kOwn = kOwnBytes<kFormat, kTokens>;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // Each warp's own: a chunk of x while it accumulates, its node's sums afterwards.
-  float* own = reinterpret_cast<float*>(bytes) + warp * kTokens * kChunk;
+  float* own = reinterpret_cast<float*>(bytes + warp * kOwn);
   const TreeNode node = NodeAt(warp, depth, numerics::ChunkCount(part.cols));
+  const int64_t node_end = (node.first + node.count) * kChunk;
+  GroupStream<kFormat> weights(part, tile, lane, node.first * kChunk,
+                               part.cols < node_end ? part.cols : node_end,
+                               bytes + warp * kOwn + kTokens * kChunk * sizeof(float));
 
   numerics::TreeStream<Sums<kTokens>, kNodeStack> stream(node.count);
   for (int64_t chunk = node.first; chunk < node.first + node.count; ++chunk) {
@@ -63,7 +154,7 @@ __device__ __forceinline__ void FewTokens(const PackedPart& part, int64_t tile, 
     const int64_t last = part.cols < k0 + kChunk ? part.cols : k0 + kChunk;
 #pragma unroll 2
     for (int64_t k = k0; k < last; k += kGroupColumns) {
-      const typename C::Group g = C::Load(part, tile, k / kGroupColumns, lane);
+      const typename C::Group g = weights.At(k);
       const float* xs = own + (k - k0);
       if (k + kGroupColumns <= last) {
 #pragma unroll
@@ -108,9 +199,10 @@ __device__ __forceinline__ void FewTokens(const PackedPart& part, int64_t tile, 
   const int64_t row = tile * kTileRows + lane;
   for (int t = warp; t < count; t += warps) {
     const float* nodes = reinterpret_cast<float*>(bytes) + t * 32 + lane;
+    constexpr int kStride = kOwn / static_cast<int>(sizeof(float));
     float v[kMaxWarps];
 #pragma unroll
-    for (int i = 0; i < kMaxWarps; ++i) v[i] = i < warps ? nodes[i * kTokens * kChunk] : 0.0f;
+    for (int i = 0; i < kMaxWarps; ++i) v[i] = i < warps ? nodes[i * kStride] : 0.0f;
 #pragma unroll
     for (int width = kMaxWarps; width > 1; width /= 2) {
       if (width > warps) continue;

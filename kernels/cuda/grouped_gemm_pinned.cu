@@ -11,12 +11,12 @@ namespace {
 
 using namespace gemm_pinned;
 
-constexpr int32_t kFewPlaces = 16;
+constexpr int32_t kFewPlaces = 32;
 constexpr int kRoundThreads = 256;
 
 // A thread a row and segment.
 __global__ void RoundRowsKernel(RoundRowsArgs args) {
-  const int64_t segments = args.groups * kGroupSegments;
+  const int64_t segments = RowPitch(args.cols) / kSegment;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRoundThreads + threadIdx.x;
   if (i >= args.num_rows * segments) return;
   const int64_t place = args.first_row + i / segments;
@@ -29,38 +29,29 @@ __global__ void RoundRowsKernel(RoundRowsArgs args) {
       RoundedSegment(row >= 0 ? args.x + row * args.x_stride : nullptr, i % segments, args.cols);
 }
 
-// Where a place's rounded row begins; null if it has none.
-__device__ __forceinline__ const unsigned char* RoundedRow(const GroupedGemmArgs& args,
-                                                           int64_t row_bytes, int32_t place) {
-  const int64_t row = RowAt(args.places, place);
-  return row >= 0 ? static_cast<const unsigned char*>(args.rounded_x) +
-                        (row - args.rounded_first) * row_bytes
-                  : nullptr;
-}
-__device__ __forceinline__ Source SourceOf(const unsigned char* row, int64_t segment,
-                                           const void* somewhere) {
-  if (row == nullptr) return {static_cast<const unsigned char*>(somewhere), 0};
-  return {row + segment * 16, 16};
-}
+// Where the rounded rows of a tile's places begin; null if a place has none.
+struct PlaceX {
+  const GroupedGemmArgs& args;
+  const PlaceTile& tile;
+  int64_t row_bytes;
+  __device__ __forceinline__ const unsigned char* operator()(int place) const {
+    if (place >= tile.count) return nullptr;
+    const int64_t row = RowAt(args.places, tile.first + place);
+    return row >= 0 ? static_cast<const unsigned char*>(args.rounded_x) +
+                          (row - args.rounded_first) * row_bytes
+                    : nullptr;
+  }
+};
 
 template <int kTiles>
 __device__ __forceinline__ void FewPlaces(const GroupedGemmArgs& args, const PlaceTile& tile,
                                           const PackedPart& part, const Epilogue& epilogue,
                                           int shards, unsigned char* bytes) {
-  const int64_t row_bytes = part.groups() * kGroupSegments * 16;
-  const int own = static_cast<int>(threadIdx.x) % 8;  // the token of all this lane's copies
-  const unsigned char* rows[kTiles];
-#pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    const bool exists = 8 * t + own < tile.count;
-    rows[t] = exists ? RoundedRow(args, row_bytes, tile.first + 8 * t + own) : nullptr;
-  }
-  FewTokens<kTiles>(
-      part, blockIdx.x, tile.count, shards, bytes,
-      [&](int t, int64_t segment, int) { return SourceOf(rows[t], segment, args.rounded_x); },
-      [&](int64_t token, int64_t row, float sum) {
-        epilogue.Store(tile.first + token, part.first_row + row, sum);
-      });
+  FewTokens<kTiles>(part, blockIdx.x, tile.count, shards, args.shard_depth, bytes,
+                    PlaceX{args, tile, RowPitch(part.cols) * 2},
+                    [&](int64_t token, int64_t row, float sum) {
+                      epilogue.Store(tile.first + token, part.first_row + row, sum);
+                    });
 }
 
 // Experts with up to kFewPlaces places. grid (row tiles, experts with places); a warp a shard.
@@ -78,6 +69,8 @@ __global__ void __launch_bounds__(kMaxShards * 32)
   const Epilogue epilogue{args.y, args.y_stride, nullptr, nullptr, args.round};
   if (kMostTiles == 1 || tile.count <= 8) {
     FewPlaces<1>(args, tile, part, epilogue, shards, bytes);
+  } else if (kMostTiles == 2 || tile.count <= 16) {
+    FewPlaces < kMostTiles<2 ? 1 : 2>(args, tile, part, epilogue, shards, bytes);
   } else {
     FewPlaces<kMostTiles>(args, tile, part, epilogue, shards, bytes);
   }
@@ -93,22 +86,14 @@ __global__ void __launch_bounds__(kBlockThreads)
                                   static_cast<int32_t>(blockIdx.y), thread % 32);
   if (tile.count == 0) return;
   const PackedPart part = args.parts[tile.expert];
-  if (static_cast<int64_t>(blockIdx.x) * kBlockRowTiles >= part.tiles()) return;
+  if (static_cast<int64_t>(blockIdx.x) * kBlockRows >= part.rows) return;
   const Epilogue epilogue{args.y, args.y_stride, nullptr, nullptr, args.round};
-  const int64_t row_bytes = part.groups() * kGroupSegments * 16;
-  const unsigned char* rows[kTokenCopies<kTiles>];
-#pragma unroll
-  for (int c = 0; c < kTokenCopies<kTiles>; ++c) {
-    const int i = c * kBlockThreads + thread;  // [token tile][segment][token]
-    const int32_t token = i / (kGroupSegments * 8) * 8 + i % 8;
-    rows[c] = token < tile.count ? RoundedRow(args, row_bytes, tile.first + token) : nullptr;
-  }
-  ManyTokens<kTiles>(
-      part, blockIdx.x, 0, shards, bytes,
-      [&](int c, int, int64_t segment, int) { return SourceOf(rows[c], segment, args.rounded_x); },
-      [&](int token, int64_t row, float sum) {
-        if (token < tile.count) epilogue.Store(tile.first + token, part.first_row + row, sum);
-      });
+  ManyTokens<kTiles>(part, blockIdx.x, 0, shards, args.shard_depth, bytes,
+                     PlaceX{args, tile, RowPitch(part.cols) * 2},
+                     [&](int token, int64_t row, float sum) {
+                       if (token < tile.count)
+                         epilogue.Store(tile.first + token, part.first_row + row, sum);
+                     });
 }
 
 unsigned int Blocks(int64_t count, int64_t each) {
@@ -119,33 +104,34 @@ template <int kMostTiles>
 int LaunchFewPlaces(const GroupedGemmArgs& args, int shards, Stream stream) {
   return Launch(FewPlacesKernel<kMostTiles>,
                 {dim3(Blocks(args.most_rows, kTileRows), TileBound(args.places, 0, INT32_MAX)),
-                 dim3(static_cast<unsigned int>(shards) * 32), FewTokensBytes(shards, kMostTiles)},
+                 dim3(static_cast<unsigned int>(shards) * 32), FewTokensBytes<kMostTiles>(shards)},
                 stream, args, shards);
 }
 
 template <int kTiles>
 int LaunchManyPlaces(const GroupedGemmArgs& args, int shards, Stream stream) {
-  return Launch(ManyPlacesKernel<kTiles>,
-                {dim3(Blocks(args.most_rows, kBlockRowTiles * kTileRows),
-                      TileBound(args.places, kFewPlaces, 16 * kTiles)),
-                 dim3(kBlockThreads), ManyTokensBytes(kTiles)},
-                stream, args, shards);
+  return Launch(
+      ManyPlacesKernel<kTiles>,
+      {dim3(Blocks(args.most_rows, kBlockRows), TileBound(args.places, kFewPlaces, 16 * kTiles)),
+       dim3(kBlockThreads), ManyTokensBytes<kTiles>()},
+      stream, args, shards);
 }
 
 }  // namespace
 
 int LaunchRoundRows(const RoundRowsArgs& args, Stream stream) {
   return Launch(RoundRowsKernel,
-                {dim3(Blocks(args.num_rows * args.groups * kGroupSegments, kRoundThreads)),
+                {dim3(Blocks(args.num_rows * RowPitch(args.cols) / kSegment, kRoundThreads)),
                  dim3(kRoundThreads), 0},
                 stream, args);
 }
 
 int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream) {
-  const int shards = ShardCount(numerics::ChunkCount(args.cols));
+  const int shards = ShardCount(numerics::ChunkCount(args.cols), args.shard_depth);
   const int64_t count = args.places.end - args.places.begin;
   if (count <= 8) return LaunchFewPlaces<1>(args, shards, stream);
-  const int error = LaunchFewPlaces<2>(args, shards, stream);
+  if (count <= 16) return LaunchFewPlaces<2>(args, shards, stream);
+  const int error = LaunchFewPlaces<4>(args, shards, stream);
   if (error != 0 || count <= kFewPlaces) return error;
   // Tiles as long as an expert's share.
   if (count <= 64 * args.places.num_experts) return LaunchManyPlaces<4>(args, shards, stream);

@@ -32,7 +32,8 @@ __device__ __forceinline__ PlaceStore StoreAt(const GroupedGemmArgs& args, int64
 // Experts with up to kFewTokens places, kTokens at a time. grid (row tiles, experts with places);
 // 2^depth warps.
 template <DType kFormat, int kTokens>
-__global__ void __launch_bounds__(kMaxWarps * 32) FewPlacesKernel(GroupedGemmArgs args, int depth) {
+__global__ void __launch_bounds__(kWarps<kFormat> * 32)
+    FewPlacesKernel(GroupedGemmArgs args, int depth) {
   VERBATIM_SHARED_MEMORY(bytes);
   if (blockIdx.x == 0 && blockIdx.y == 0) CheckPlaces(args.places, 32 << depth);
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -65,11 +66,11 @@ __global__ void __launch_bounds__(kTileThreads) ManyPlacesKernel(GroupedGemmArgs
 
 template <DType kFormat, int kTokens>
 int LaunchFewPlaces(const GroupedGemmArgs& args, Stream stream) {
-  const int depth = DepthFor(kMaxWarps, numerics::ChunkCount(args.cols));
+  const int depth = DepthFor(kWarps<kFormat>, numerics::ChunkCount(args.cols));
   return Launch(FewPlacesKernel<kFormat, kTokens>,
                 {dim3(static_cast<unsigned int>((args.most_rows + kTileRows - 1) / kTileRows),
                       TileBound(args.places, 0, INT32_MAX)),
-                 dim3(32u << depth), FewTokensBytes(depth, kTokens)},
+                 dim3(32u << depth), FewTokensBytes<kFormat, kTokens>(depth)},
                 stream, args, depth);
 }
 

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/packed_part.h"
 #include "kernels/cuda/stream.h"
+#include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/dtype.h"
 
 namespace verbatim::kernels::cuda {
@@ -166,29 +167,12 @@ struct GemmArgs {
 };
 int LaunchGemmPortable(const GemmArgs& args, Stream stream);
 
-// Inputs of the matrix units: x rounded to bf16, as [token tiles of 8][segments of 8 columns][8
-// tokens] 16 bytes; columns up to `groups` groups of 32, and tokens that do not exist, are +0.
-struct PackActivationsArgs {
-  const float* x;
-  int64_t x_stride;
-  int64_t tokens, cols;
-  int64_t token_tiles, groups;
-  void* packed;
-};
-int LaunchPackActivations(const PackActivationsArgs& args, Stream stream);
-
-// Token tiles that PackActivations must fill for a product of so many tokens.
-VERBATIM_HD constexpr int64_t PinnedTokenTiles(int64_t tokens) {
-  const int64_t unit = tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 64 ? 8 : 16;
-  return (tokens + 8 * unit - 1) / (8 * unit) * unit;
-}
-
-// PINNED product for one part packed as BF16. Which kernel runs depends on the number of tokens,
+// PINNED product for one part of BF16. Which kernel runs depends on the number of tokens,
 // what an output's instructions and their order are does not.
 struct GemmPinnedArgs {
   PackedPart part;
   int64_t tokens;
-  const void* packed_x;
+  const void* rounded_x;  // RoundRows of x
   float* y;
   int64_t y_stride;
   const float* bias;
@@ -197,6 +181,8 @@ struct GemmPinnedArgs {
   float* partials;  // working memory
   size_t partial_bytes;
   int multiprocessors;
+  int shard_depth =
+      numerics::kShardDepth;  // less where the columns are a node of a longer reduction
 };
 int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
 
@@ -263,18 +249,19 @@ struct GroupedGemmArgs {
   float* y;
   int64_t y_stride;
   bool round;
+  int shard_depth = numerics::kShardDepth;  // PINNED, as in GemmPinnedArgs
 };
 int LaunchGroupedGemmPortable(const GroupedGemmArgs& args, Stream stream);
 int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream);
 
-// The rows of x at the places [first_row, first_row + num_rows) as bf16, `groups` groups of 32
-// columns each; columns that do not exist are +0.
+// The rows of x at the places [first_row, first_row + num_rows) as bf16 with a pitch of
+// RowPitch(cols) elements; columns and rows that do not exist are +0.
 struct RoundRowsArgs {
   GroupedPlaces places;
   const float* x;
   int64_t x_stride;
   int64_t first_row, num_rows;
-  int64_t cols, groups;
+  int64_t cols;
   void* rounded;
 };
 int LaunchRoundRows(const RoundRowsArgs& args, Stream stream);

@@ -1,8 +1,12 @@
-// The device's layout of weight matrices: the stored formats, reordered so that a warp's 32 lanes,
-// one output each, read 16 neighbouring bytes each.
+// The device's layouts of weight matrices.
 //
-// Rows are taken 32 at a time (a row tile; row n is lane n % 32 of tile n / 32), columns in groups
-// of 32. With `vectors` the 16-byte vectors that hold a group's elements in order:
+// BF16 stays as it is stored: row-major, a row's pitch its columns rounded up to whole 128 bytes,
+// the padding +0. Matrix units, libraries and PORTABLE products read this one copy.
+//
+// The other formats are reordered so that a warp's 32 lanes, one output each, read 16 neighbouring
+// bytes each. Rows are taken 32 at a time (a row tile; row n is lane n % 32 of tile n / 32),
+// columns in groups of 32. With `vectors` the 16-byte vectors that hold a group's elements in
+// order:
 //
 //   quants  [tiles][groups][vectors][32 lanes] 16 bytes
 //   high    Q5_*: [tiles][groups][32] uint32, bit j is bit 4 of element j
@@ -28,13 +32,17 @@ namespace verbatim::kernels::cuda {
 inline constexpr int64_t kTileRows = 32;
 inline constexpr int64_t kGroupColumns = 32;
 
+// Elements between the beginnings of row-major bf16 rows of `cols` columns, weights' and
+// activations'.
+VERBATIM_HD constexpr int64_t RowPitch(int64_t cols) { return (cols + 63) / 64 * 64; }
+
 // Consecutive rows of one format; device pointers.
 struct PackedPart {
   DType format = DType::kF32;
   int64_t first_row = 0;  // in the whole matrix
   int64_t rows = 0;
   int64_t cols = 0;
-  const void* quants = nullptr;
+  const void* quants = nullptr;  // BF16: [rows][RowPitch(cols)]
   const void* high = nullptr;
   const void* scales = nullptr;
   const void* super = nullptr;
@@ -43,7 +51,7 @@ struct PackedPart {
   VERBATIM_HD int64_t groups() const { return (cols + kGroupColumns - 1) / kGroupColumns; }
 };
 
-// Bytes a lane and group of each array; `super` is a lane and eight groups.
+// Bytes a lane and group of each array; `super` is a lane and eight groups. BF16: what a group is.
 struct PackedFormat {
   int vectors;
   int high_bytes;

@@ -37,15 +37,17 @@ VERBATIM_HD constexpr int DepthFor(int limit, int64_t chunks) {
   return depth;
 }
 
-// Shards of a PINNED reduction: the nodes at depth numerics::kShardDepth and the leaves above it.
-// They join as a tree over so many values does.
+// Shards of a PINNED reduction: the nodes at `depth` and the leaves above it. They join as a tree
+// over so many values does. The whole reduction is cut at numerics::kShardDepth; columns that are
+// themselves a node of it (a rank's, in tensor parallelism) at as much less as they lie deeper.
 inline constexpr int kMaxShards = 1 << numerics::kShardDepth;
-VERBATIM_HD constexpr int ShardCount(int64_t chunks) {
-  return chunks < kMaxShards ? static_cast<int>(chunks) : kMaxShards;
+VERBATIM_HD constexpr int ShardCount(int64_t chunks, int depth = numerics::kShardDepth) {
+  return chunks < (int64_t{1} << depth) ? static_cast<int>(chunks) : 1 << depth;
 }
-VERBATIM_HD constexpr TreeNode ShardAt(int shard, int64_t chunks) {
-  if (chunks < kMaxShards) return {shard, 1};
-  return NodeAt(shard, numerics::kShardDepth, chunks);
+VERBATIM_HD constexpr TreeNode ShardAt(int shard, int64_t chunks,
+                                       int depth = numerics::kShardDepth) {
+  if (chunks < (int64_t{1} << depth)) return {shard, 1};
+  return NodeAt(shard, depth, chunks);
 }
 
 }  // namespace verbatim::kernels::cuda

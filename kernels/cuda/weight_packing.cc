@@ -115,10 +115,9 @@ PackedSizes PackedSizesOf(DType format, int64_t tiles, int64_t cols) {
 }
 
 void PackRows(absl::Span<const StoredMatrix> matrices, int64_t first_row, int64_t num_rows,
-              bool as_bf16, PackedTiles* out) {
-  const DType stored = matrices[0].dtype;
+              PackedTiles* out) {
+  const DType format = matrices[0].dtype;
   const int64_t cols = matrices[0].cols;
-  const DType format = as_bf16 ? DType::kBF16 : stored;
   const PackedFormat layout = PackedFormatOf(format);
   const int64_t groups = (cols + kGroupColumns - 1) / kGroupColumns;
   const int64_t tiles = (num_rows + kTileRows - 1) / kTileRows;
@@ -130,18 +129,10 @@ void PackRows(absl::Span<const StoredMatrix> matrices, int64_t first_row, int64_
 
   size_t matrix = 0;
   int64_t skipped = 0;  // rows of the matrices before
-  std::vector<float> decoded(as_bf16 ? static_cast<size_t>(cols) : 0);
-  std::vector<uint16_t> rounded(decoded.size());
   for (int64_t n = 0; n < num_rows; ++n) {
     while (first_row + n - skipped >= matrices[matrix].rows) skipped += matrices[matrix++].rows;
     const StoredMatrix& source = matrices[matrix];
     const std::byte* row = source.data + (first_row + n - skipped) * source.row_bytes();
-    if (as_bf16) {
-      DecodeRow(stored, row, cols, decoded.data());
-      std::transform(decoded.begin(), decoded.end(), rounded.begin(),
-                     [](float x) { return numerics::Bf16FromFloat(x); });
-      row = reinterpret_cast<const std::byte*>(rounded.data());
-    }
     const int64_t lane = n % kTileRows;
     for (int64_t group = 0; group < groups; ++group) {
       const Group g = ReadGroup(format, row, cols, group);
@@ -165,6 +156,19 @@ void PackRows(absl::Span<const StoredMatrix> matrices, int64_t first_row, int64_
                     static_cast<size_t>(layout.super_bytes));
       }
     }
+  }
+}
+
+void RoundToBf16Rows(const StoredMatrix& matrix, int64_t first_row, int64_t num_rows,
+                     std::vector<uint16_t>* out) {
+  const int64_t pitch = RowPitch(matrix.cols);
+  out->assign(static_cast<size_t>(num_rows * pitch), 0);
+  std::vector<float> decoded(static_cast<size_t>(matrix.cols));
+  for (int64_t n = 0; n < num_rows; ++n) {
+    DecodeRow(matrix.dtype, matrix.data + (first_row + n) * matrix.row_bytes(), matrix.cols,
+              decoded.data());
+    std::transform(decoded.begin(), decoded.end(), out->begin() + n * pitch,
+                   [](float x) { return numerics::Bf16FromFloat(x); });
   }
 }
 

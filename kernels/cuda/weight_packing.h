@@ -24,9 +24,13 @@ struct PackedTiles {
 };
 
 // Packs rows [first_row, first_row + num_rows) of matrices taken as one, into `out`, whose memory
-// is reused; first_row is a multiple of 32. All have the same format and columns. With `as_bf16`
-// the decoded values rounded to bf16 are packed, as format BF16.
+// is reused; first_row is a multiple of 32. All have the same format, not BF16, and columns.
 void PackRows(absl::Span<const StoredMatrix> matrices, int64_t first_row, int64_t num_rows,
-              bool as_bf16, PackedTiles* out);
+              PackedTiles* out);
+
+// Rows [first_row, first_row + num_rows) of one matrix rounded to bf16, with a pitch of
+// RowPitch(cols), the padding +0.
+void RoundToBf16Rows(const StoredMatrix& matrix, int64_t first_row, int64_t num_rows,
+                     std::vector<uint16_t>* out);
 
 }  // namespace verbatim::kernels::cuda

@@ -161,6 +161,7 @@ template <class T>
 T LoadOnce(const T* address) {
   return *address;
 }
+inline uint4 LoadReadOnly(const uint4* address) { return *address; }
 
 // Copies 16 bytes, the last 16 − source_bytes of them zero, when a wait covers the copy.
 inline void CopyAsync16(void* shared, const void* global, int source_bytes, VERBATIM_HERE) {
