@@ -113,7 +113,7 @@ TEST_F(GemmPinnedTest, ARowHasTheSameBitsInEveryBatch) {
     const int64_t most = 150;
     const std::vector<float> x = RandomFloats(most * cols, 88);
     const std::vector<float> first = Run(w.stored, {x.begin(), x.begin() + cols}, 1);
-    for (int64_t tokens : {2, 7, 8, 9, 16, 17, 33, 64, 65, 128, 129, 150}) {
+    for (int64_t tokens : {2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 150}) {
       const std::vector<float> y = Run(w.stored, {x.begin(), x.begin() + tokens * cols}, tokens);
       EXPECT_TRUE(SameBits(first, {y.begin(), y.begin() + 300})) << tokens << " tokens";
       // The same row in the last place.
@@ -121,6 +121,108 @@ TEST_F(GemmPinnedTest, ARowHasTheSameBitsInEveryBatch) {
       std::copy(x.begin(), x.begin() + cols, moved.end() - cols);
       const std::vector<float> z = Run(w.stored, moved, tokens);
       EXPECT_TRUE(SameBits(first, {z.end() - 300, z.end()})) << tokens << " tokens, last place";
+    }
+  }
+}
+
+// Parts of every kind are one product over one copy; those stored as BF16 lie in it for PORTABLE
+// too.
+TEST_F(GemmPinnedTest, PartsAreOneProduct) {
+  const int64_t cols = 288;
+  std::vector<cpu::TestMatrix> parts;
+  parts.push_back(cpu::RandomMatrix(DType::kQ8_0, 33, cols, 96));
+  parts.push_back(cpu::RandomMatrix(DType::kBF16, 17, cols, 97));
+  parts.push_back(cpu::RandomMatrix(DType::kBF16, 5, cols, 98));
+  parts.push_back(cpu::RandomMatrix(DType::kF32, 40, cols, 99));
+  std::vector<StoredMatrix> stored;
+  std::vector<float> decoded;
+  for (const cpu::TestMatrix& part : parts) {
+    stored.push_back(part.stored);
+    const std::vector<float> values = cpu::Decoded(part.stored);
+    decoded.insert(decoded.end(), values.begin(), values.end());
+  }
+  const int64_t rows = 33 + 17 + 5 + 40;
+  for (int64_t tokens : {2, 30, 40}) {
+    const std::vector<float> x = RandomFloats(tokens * cols, 100);
+    const auto run = [&](Backend& backend, Policy policy) {
+      auto weight = backend.LoadMatrix(stored, {});
+      EXPECT_TRUE(weight.ok()) << weight.status();
+      Arrays arrays(backend);
+      float* y = arrays.Poisoned(tokens * rows);
+      EXPECT_TRUE(backend
+                      .Gemm({.mode = {policy},
+                             .weight = weight->get(),
+                             .tokens = tokens,
+                             .x = arrays.Put(x),
+                             .x_stride = cols,
+                             .y = y,
+                             .y_stride = rows})
+                      .ok());
+      return arrays.Get(y, tokens * rows);
+    };
+    ExpectSameBits([&](Backend& backend) { return run(backend, Policy::kPortable); });
+    if (!test_device::Emulated()) continue;
+    std::vector<float> expected;
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t n = 0; n < rows; ++n) {
+        expected.push_back(Spelt(&x[t * cols], &decoded[n * cols], cols));
+      }
+    }
+    EXPECT_TRUE(SameBits(expected, run(*cuda_, Policy::kPinned))) << tokens << " tokens";
+  }
+}
+
+// A rank of two or four has the columns of a node of the tree and cuts them at a lower depth: its
+// sums are the whole product's.
+TEST_F(GemmPinnedTest, ColumnsThatAreANodeHaveItsSums) {
+  const int64_t cols = 1153, rows = 70, chunks = numerics::ChunkCount(cols);
+  const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, rows, cols, 101);
+  for (int64_t tokens : {5, 20, 40, 70}) {
+    const std::vector<float> x = RandomFloats(tokens * cols, 102);
+    const std::vector<float> whole = Run(w.stored, x, tokens);
+    for (int depth : {1, 2}) {
+      std::vector<std::vector<float>> sums;
+      for (int rank = 0; rank < 1 << depth; ++rank) {
+        const TreeNode node = NodeAt(rank, depth, chunks);
+        const int64_t first = node.first * 128;
+        const int64_t own = std::min(cols, first + node.count * 128) - first;
+        std::vector<uint16_t> own_w(rows * RowPitch(own));
+        for (int64_t n = 0; n < rows; ++n) {
+          std::memcpy(&own_w[n * RowPitch(own)], w.stored.data + (n * cols + first) * 2, own * 2);
+        }
+        Arrays arrays(*cuda_);
+        auto stream = runtime::CreateStream();
+        ASSERT_TRUE(stream.ok());
+        RoundRowsArgs rounding{.x = arrays.Put(x) + first,
+                               .x_stride = cols,
+                               .num_rows = tokens,
+                               .cols = own,
+                               .rounded = arrays.Poisoned(tokens * RowPitch(own) / 2)};
+        rounding.places.x_rows = tokens;
+        float* y = arrays.Poisoned(tokens * rows);
+        const GemmPinnedArgs args{.part = {.format = DType::kBF16,
+                                           .rows = rows,
+                                           .cols = own,
+                                           .quants = arrays.Put(own_w)},
+                                  .tokens = tokens,
+                                  .rounded_x = rounding.rounded,
+                                  .y = y,
+                                  .y_stride = rows,
+                                  .shard_depth = numerics::kShardDepth - depth};
+        ASSERT_TRUE(cuda_->Synchronize().ok());
+        ASSERT_EQ(LaunchRoundRows(rounding, *stream), 0);
+        ASSERT_EQ(LaunchGemmPinned(args, *stream), 0);
+        ASSERT_TRUE(runtime::Synchronize(*stream).ok());
+        sums.push_back(arrays.Get(y, tokens * rows));
+        runtime::DestroyStream(*stream);
+      }
+      std::vector<float> joined(tokens * rows);
+      for (size_t i = 0; i < joined.size(); ++i) {
+        std::vector<float> ranks;
+        for (const std::vector<float>& sum : sums) ranks.push_back(sum[i]);
+        joined[i] = numerics::TreeSum(ranks.data(), static_cast<int64_t>(ranks.size()));
+      }
+      EXPECT_TRUE(SameBits(whole, joined)) << tokens << " tokens, depth " << depth;
     }
   }
 }
