@@ -35,6 +35,46 @@ int64_t PageBytes(const model::ModelConfig& config, int64_t page_tokens, kernels
 
 }  // namespace
 
+absl::Status EngineImpl::LoadTransformer(const model::Checkpoint& checkpoint) {
+  const scheduler::SchedulerConfig& sched = config_.scheduler;
+  absl::StatusOr<std::unique_ptr<model::Transformer>> transformer = model::Transformer::Load(
+      *backend_, checkpoint,
+      {.max_batch_rows = std::max(sched.max_num_batched_tokens, sched.max_num_seqs),
+       .max_logit_rows = std::min(sched.max_num_seqs, kMaxLogitRows),
+       .max_model_len = sched.max_model_len,
+       .moe_capacity_factor = config_.moe_capacity_factor,
+       .moe_overflow = config_.moe_overflow});
+  if (!transformer.ok()) return transformer.status();
+  transformer_ = *std::move(transformer);
+  // Weights may still be on their way; what goes wrong with them goes wrong here.
+  return backend_->Synchronize();
+}
+
+absl::Status EngineImpl::ChoosePages(const model::ModelConfig& model) {
+  scheduler::SchedulerConfig& sched = config_.scheduler;
+  if (sched.num_pages != 0) return absl::OkStatus();
+  const int64_t page_bytes = PageBytes(model, sched.page_tokens, config_.kv_cache_dtype);
+  if (config_.kv_cache_share > 0) {
+    const absl::StatusOr<int64_t> free_bytes = backend_->FreeMemoryBytes();
+    if (!free_bytes.ok()) return free_bytes.status();
+    config_.kv_cache_bytes =
+        static_cast<int64_t>(config_.kv_cache_share * static_cast<double>(*free_bytes));
+    sched.num_pages = std::min(config_.kv_cache_bytes / page_bytes, scheduler::kMaxPages);
+    if (sched.num_pages * sched.page_tokens < sched.max_model_len) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "KV cache: ", config_.kv_cache_share, " of the ", *free_bytes,
+          " bytes that are free beside the weights hold ", sched.num_pages * sched.page_tokens,
+          " positions, fewer than one sequence of max_model_len ", sched.max_model_len));
+    }
+    return absl::OkStatus();
+  }
+  sched.num_pages = config_.kv_cache_bytes / page_bytes;
+  if (sched.num_pages > 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes: ", config_.kv_cache_bytes,
+                                                 " do not hold one page of ", page_bytes,
+                                                 " bytes"));
+}
+
 absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   const model::ModelConfig& model = checkpoint.config();
   scheduler::SchedulerConfig& sched = config_.scheduler;
@@ -47,39 +87,34 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
                                                    " is more than the model's context of ",
                                                    model.max_position));
   }
-  if (sched.num_pages == 0) {
-    sched.num_pages =
-        config_.kv_cache_bytes / PageBytes(model, sched.page_tokens, config_.kv_cache_dtype);
-    if (sched.num_pages == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("kv_cache_bytes: ", config_.kv_cache_bytes, " do not hold one page of ",
-                       PageBytes(model, sched.page_tokens, config_.kv_cache_dtype), " bytes"));
-    }
+  // A share of free memory is known only once the weights are there; until then one page stands for
+  // it, so that what else is wrong with the configuration shows before anything is loaded.
+  const bool by_share = sched.num_pages == 0 && config_.kv_cache_share > 0;
+  if (absl::Status chosen = by_share ? absl::OkStatus() : ChoosePages(model); !chosen.ok()) {
+    return chosen;
   }
+  scheduler::SchedulerConfig inner = sched;
+  if (by_share) inner.num_pages = 1;
+  // The queue is bounded in Submit, which knows requests that the engine thread has not seen yet.
+  inner.max_queued_requests = std::numeric_limits<int32_t>::max();
+  inner.max_queued_tokens = std::numeric_limits<int32_t>::max();
+  absl::StatusOr<std::unique_ptr<scheduler::Scheduler>> created =
+      scheduler::Scheduler::Create(inner);
+  if (!created.ok()) return created.status();
+  if (absl::Status loaded = LoadTransformer(checkpoint); !loaded.ok()) return loaded;
+  if (by_share) {
+    if (absl::Status chosen = ChoosePages(model); !chosen.ok()) return chosen;
+    inner.num_pages = sched.num_pages;
+    created = scheduler::Scheduler::Create(inner);
+    if (!created.ok()) return created.status();
+  }
+  scheduler_ = *std::move(created);
   limits_ = {.vocab_size = model.vocab_size,
              .max_model_len = sched.max_model_len,
              .page_tokens = sched.page_tokens,
              .num_pages = sched.num_pages,
              .max_logprobs = config_.max_logprobs,
              .max_n = config_.max_n};
-  // The queue is bounded in Submit, which knows requests that the engine thread has not seen yet.
-  scheduler::SchedulerConfig inner = sched;
-  inner.max_queued_requests = std::numeric_limits<int32_t>::max();
-  inner.max_queued_tokens = std::numeric_limits<int32_t>::max();
-  absl::StatusOr<std::unique_ptr<scheduler::Scheduler>> created =
-      scheduler::Scheduler::Create(inner);
-  if (!created.ok()) return created.status();
-  scheduler_ = *std::move(created);
-
-  absl::StatusOr<std::unique_ptr<model::Transformer>> transformer = model::Transformer::Load(
-      *backend_, checkpoint,
-      {.max_batch_rows = std::max(sched.max_num_batched_tokens, sched.max_num_seqs),
-       .max_logit_rows = std::min(sched.max_num_seqs, kMaxLogitRows),
-       .max_model_len = sched.max_model_len,
-       .moe_capacity_factor = config_.moe_capacity_factor,
-       .moe_overflow = config_.moe_overflow});
-  if (!transformer.ok()) return transformer.status();
-  transformer_ = *std::move(transformer);
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> cache =
       backend_->CreateKvCache({.num_layers = model.num_layers,
                                .num_kv_heads = model.num_kv_heads,
@@ -158,6 +193,7 @@ absl::StatusOr<RequestId> EngineImpl::Submit(GenerationRequest request,
   RequestId id;
   {
     std::lock_guard lock(mu_);
+    if (!failure_.ok()) return failure_;
     if (draining_ || stopping_) return absl::UnavailableError("the server is shutting down");
     if (queued_sequences_ + sequences > config_.scheduler.max_queued_requests) {
       return absl::ResourceExhaustedError(

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -19,8 +20,11 @@
 namespace verbatim::engine {
 
 struct EngineConfig {
-  scheduler::SchedulerConfig scheduler;  // num_pages 0: as many as kv_cache_bytes holds
+  scheduler::SchedulerConfig scheduler;  // num_pages 0: as many as the memory below holds
   int64_t kv_cache_bytes = int64_t{1} << 30;
+  // Above 0, in place of kv_cache_bytes: this share of the backend's memory that is free once the
+  // weights are there.
+  double kv_cache_share = 0;
   kernels::DType kv_cache_dtype = kernels::DType::kF32;
   kernels::ActivationType throughput_activations = kernels::ActivationType::kF32;
   // Limits of a mixture's experts for THROUGHPUT rows (model::TransformerOptions); 0: none.
@@ -31,6 +35,9 @@ struct EngineConfig {
   bool allow_traces = false;  // record what traces need; without it requests for one are refused
   // Policies that the operator does not allow, and the reason as the refusal gives it.
   std::map<kernels::Policy, std::string> refused_policies;
+  // Called once, on the engine thread, when the backend has failed for good: every request in
+  // flight has ended with UNAVAILABLE, new ones are refused with it. May be empty.
+  std::function<void(const absl::Status&)> on_failure;
 };
 
 struct StepStatistics {
@@ -69,7 +76,8 @@ class Engine {
   virtual absl::Status Validate(const GenerationRequest& request) const = 0;
 
   // Validates and queues; thread-safe. On OK exactly one OnDone will come; on error `sink` is never
-  // called. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while draining. *seed_used
+  // called. RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE while draining and once the
+  // backend has failed. *seed_used
   // (optional) gets the seed given or drawn.
   virtual absl::StatusOr<RequestId> Submit(GenerationRequest request,
                                            std::shared_ptr<ResponseSink> sink,
@@ -85,6 +93,7 @@ class Engine {
 
   virtual PolicySupport SupportOf(kernels::Policy policy) const = 0;
   virtual EngineStats stats() const = 0;           // thread-safe
+  virtual absl::Status failure() const = 0;        // thread-safe; not OK: the backend is lost
   virtual const EngineConfig& config() const = 0;  // with defaults filled in
 };
 

@@ -49,9 +49,17 @@ class EngineImpl final : public Engine {
     std::lock_guard lock(mu_);
     return stats_;
   }
+  absl::Status failure() const override {
+    std::lock_guard lock(mu_);
+    return failure_;
+  }
   const EngineConfig& config() const override { return config_; }
 
  private:
+  // Parts of Start.
+  absl::Status LoadTransformer(const model::Checkpoint& checkpoint);
+  absl::Status ChoosePages(const model::ModelConfig& model);
+
   // engine_thread.cc: the engine thread runs these and what they call.
   void Loop();
   // Takes what arrived; false when the engine must stop.
@@ -61,6 +69,9 @@ class EngineImpl final : public Engine {
   void ExpireDeadlines(absl::Time now);
   void RunStep(const scheduler::StepPlan& plan, absl::Time now);
   void NoteAdmissions(const scheduler::StepPlan& plan, absl::Time now);
+  // After a step has failed: whether that is because the backend is lost, and then every request is
+  // ended.
+  bool EndIfBackendIsLost();
   std::shared_ptr<trace::Trace> MakeTrace(const SampleState& sample, const RequestState& request,
                                           const std::string& logits_sha256) const;
   void Deliver(StepOutcome& outcome);
@@ -101,6 +112,7 @@ class EngineImpl final : public Engine {
   std::vector<std::unique_ptr<RequestState>> inbox_;
   std::vector<RequestId> cancelled_;
   bool draining_ = false, abandon_ = false, stopping_ = false;
+  absl::Status failure_;  // UNAVAILABLE once the backend is lost
   int64_t live_requests_ = 0, queued_sequences_ = 0, queued_tokens_ = 0;
   RequestId next_request_ = 1;
   std::mt19937_64 seed_source_;

@@ -153,6 +153,7 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
     for (const scheduler::ScheduledSpan& span : plan.spans) {
       failed.push_back(sequences_.at(span.sequence)->request().id);
     }
+    if (EndIfBackendIsLost()) return;
     for (RequestId id : failed) EndRequest(id, status, /*poisoned=*/true);
     return;
   }
@@ -164,6 +165,29 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
   const absl::Time emit_start = absl::Now();
   Deliver(outcome);
   step_stats_.emit += absl::Now() - emit_start;
+}
+
+bool EngineImpl::EndIfBackendIsLost() {
+  // What the failed step left behind is reported once; a lost device reports for ever.
+  backend_->Synchronize().IgnoreError();
+  const absl::Status lost = backend_->Synchronize();
+  if (lost.ok()) return false;
+  const absl::Status failure = absl::UnavailableError(
+      absl::StrCat("the server's device has failed: ", std::string(lost.message())));
+  std::vector<std::unique_ptr<RequestState>> arrived;
+  {
+    std::lock_guard lock(mu_);
+    failure_ = failure;
+    arrived.swap(inbox_);
+  }
+  // From here on Submit refuses: nothing more arrives.
+  for (std::unique_ptr<RequestState>& request : arrived) {
+    const RequestId id = request->id;
+    requests_.emplace(id, std::move(request));
+  }
+  while (!requests_.empty()) EndRequest(requests_.begin()->first, failure, /*poisoned=*/true);
+  if (config_.on_failure) config_.on_failure(failure);
+  return true;
 }
 
 std::shared_ptr<trace::Trace> EngineImpl::MakeTrace(const SampleState& sample,

@@ -66,8 +66,12 @@ class Backend {
   virtual absl::StatusOr<std::string> NumericsTag(Policy policy) const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t size_bytes) = 0;
+  // Memory that is free now: the device's, or on the CPU what the host could give without swapping.
+  virtual absl::StatusOr<int64_t> FreeMemoryBytes() = 0;
   virtual absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) = 0;
   virtual absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) = 0;
+  // Waits for everything before it. What has gone wrong for some values alone is reported once; a
+  // device that cannot be used again by this process reports that from every call from then on.
   virtual absl::Status Synchronize() = 0;
 
   // What an operation would decide for a shape: the same functions that the operations ask, so that

@@ -21,6 +21,7 @@ class ForwardingBackend : public Backend {
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t size_bytes) override {
     return inner_->Allocate(size_bytes);
   }
+  absl::StatusOr<int64_t> FreeMemoryBytes() override { return inner_->FreeMemoryBytes(); }
   absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) override {
     return inner_->CopyToDevice(device, host, size_bytes);
   }

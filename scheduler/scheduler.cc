@@ -10,8 +10,6 @@
 namespace verbatim::scheduler {
 namespace {
 
-constexpr int64_t kMaxPages = int64_t{1} << 24;  // bookkeeping takes some 40 bytes a page
-
 absl::Status CheckConfig(const SchedulerConfig& config) {
   struct Field {
     const char* name;

@@ -26,6 +26,9 @@ enum class BatchingPolicy : uint8_t {
                 // completion
 };
 
+// Of one pool; bookkeeping takes some 40 bytes a page.
+inline constexpr int64_t kMaxPages = int64_t{1} << 24;
+
 struct SchedulerConfig {
   BatchingPolicy policy = BatchingPolicy::kContinuous;
   int64_t max_num_seqs = 64;             // sequences in one step

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <fstream>
 #include <future>
@@ -23,7 +24,7 @@
 #include "engine/engine.h"
 #include "engine/version.h"
 #include "google/protobuf/stubs/logging.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/device/open_backend.h"
 #include "model/chat_template.h"
 #include "model/checkpoint.h"
 #include "server/cpu_time.h"
@@ -110,6 +111,7 @@ struct Serving {
   std::unique_ptr<model::Tokenizer> tokenizer;
   model::ChatTemplate chat_template;
   std::string backend_description;
+  std::atomic<bool> failed{false};  // the engine's backend, for good
   std::unique_ptr<engine::Engine> engine;
   std::unique_ptr<FrontEndCpuTime> cpu_time;
   std::unique_ptr<ReceiptIssuer> receipts;
@@ -135,6 +137,10 @@ absl::Status LoadFragility(ServerConfig* config, const std::string& weights_sha2
 }
 
 absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weights_sha256) {
+  // Before the model is read: a device that cannot be used takes no time to refuse.
+  auto backend = kernels::OpenBackend(config->ToBackendOptions());
+  if (!backend.ok()) return backend.status();
+  serving->backend_description = (*backend)->Describe();
   auto checkpoint = model::Checkpoint::Open(config->model);
   if (!checkpoint.ok()) return checkpoint.status();
   serving->checkpoint = *std::move(checkpoint);
@@ -149,12 +155,13 @@ absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weig
   if (absl::Status status = config->Resolve(serving->checkpoint->config()); !status.ok()) {
     return status;
   }
-  auto backend =
-      kernels::cpu::CpuBackend::Create({.threads = config->threads, .isa = config->Isa()});
-  if (!backend.ok()) return backend.status();
-  serving->backend_description = (*backend)->Describe();
-  auto engine = engine::Engine::Create(config->ToEngineConfig(), *std::move(backend),
-                                       *serving->checkpoint, *serving->tokenizer);
+  engine::EngineConfig engine_config = config->ToEngineConfig();
+  engine_config.on_failure = [serving, waiting = pthread_self()](const absl::Status&) {
+    serving->failed = true;
+    pthread_kill(waiting, SIGUSR1);
+  };
+  auto engine = engine::Engine::Create(engine_config, *std::move(backend), *serving->checkpoint,
+                                       *serving->tokenizer);
   if (!engine.ok()) return engine.status();
   serving->engine = *std::move(engine);
   const engine::PolicySupport support = serving->engine->SupportOf(config->DefaultPolicy());
@@ -308,10 +315,20 @@ int WaitFor(const sigset_t& set) {
   return signal;
 }
 
+// Nothing is left to wait for but that clients read how their requests ended.
+int EndAfterFailure(Serving* serving) {
+  std::fprintf(stderr, "verbatim serve: %s\n", std::string(serving->engine->failure().message()).c_str());
+  serving->grpc->SetNotServing();
+  serving->grpc->Shutdown(absl::Now() + kDeliveryGrace);
+  std::fprintf(stderr, "stopped\n");
+  return 1;
+}
+
 int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Serving* serving) {
   int signal;
   do {
     signal = WaitFor(signals);
+    if (serving->failed) return EndAfterFailure(serving);
   } while (signal == SIGUSR1);
   std::fprintf(stderr, "draining for up to %g s; a second signal ends at once\n",
                config.drain_timeout_s);
@@ -326,9 +343,11 @@ int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Servin
     pthread_kill(waiting, SIGUSR1);
   });
   signal = WaitFor(signals);
+  // A device that fails now ends every request, and with them the draining.
   if (signal != SIGUSR1) serving->engine->Drain(absl::InfinitePast());
   draining.join();
   std::fprintf(stderr, "stopped\n");
+  if (serving->failed) return 1;
   return signal == SIGUSR1 ? 0 : 128 + signal;
 }
 

@@ -116,24 +116,33 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("batching-policy", &batching_policy,
             "continuous: sequences join and leave at every step; dynamic: what arrives within "
             "--max-batch-delay-ms runs to completion; fixed: waits for --max-num-seqs sequences");
-  flags.Add("max-num-seqs", &max_num_seqs, "sequences in one step");
+  flags.Add("max-num-seqs", &max_num_seqs,
+            "sequences in one step; default: 64 on a CPU, 256 on a GPU");
   flags.Add("max-num-batched-tokens", &max_num_batched_tokens,
-            "tokens in one step; longer prefills are cut into chunks");
+            "tokens in one step; longer prefills are cut into chunks; default: 512 on a CPU, 2048 "
+            "on a GPU");
   flags.Add("max-batch-delay-ms", &max_batch_delay_ms, "dynamic: longest wait for more requests");
   flags.Add("flush-timeout-ms", &flush_timeout_ms,
             "fixed: after this long an incomplete batch runs");
 
   flags.Group("KV cache");
   flags.AddCustom(
-      "kv-cache-bytes", "memory for keys and values, in bytes or as in 512MiB, 2GiB",
+      "kv-cache-bytes",
+      "memory for keys and values, in bytes or as in 512MiB, 2GiB; default: 1GiB on a CPU, "
+      "--gpu-memory-utilization on a GPU",
       [this](const std::string& text) {
         absl::StatusOr<int64_t> bytes = ParseByteSize(text);
         if (!bytes.ok()) return bytes.status();
         kv_cache_bytes = *bytes;
         return absl::OkStatus();
       },
-      [this] { return absl::StrCat(kv_cache_bytes); });
-  flags.Add("kv-cache-dtype", &kv_cache_dtype, "auto, float32 or bfloat16");
+      [this] { return kv_cache_bytes.has_value() ? absl::StrCat(*kv_cache_bytes) : ""; });
+  flags.Add("gpu-memory-utilization", &gpu_memory_utilization,
+            "on a GPU: the share, in (0, 1], of the memory that is free beside the weights which "
+            "keys and values get; default: 0.9 without --kv-cache-bytes");
+  flags.Add("kv-cache-dtype", &kv_cache_dtype,
+            "auto (float32 on a CPU, bfloat16 on a GPU), float32 or bfloat16; part of what "
+            "deterministic answers depend on");
   flags.Add("block-size", &block_size, "tokens of one page: 16, 32, 64, 128 or 256");
   flags.Add("enable-prefix-caching", &enable_prefix_caching,
             "reuse the pages of prompts that begin alike");
@@ -153,20 +162,43 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("threads", &threads, "threads that compute; 0: every core this process may use");
   flags.Add("cpu-isa", &cpu_isa,
             "auto, scalar, avx2 or avx512; never changes a deterministic answer");
-  flags.Add("device", &device, "cpu");
+  flags.Add("device", &device, kernels::kDeviceHelp);
   flags.Add("tensor-parallel-size", &tensor_parallel_size, "1");
   return flags;
 }
 
-absl::Status ServerConfig::Validate() const {
+absl::Status ServerConfig::FillDeviceDefaults() {
+  if (!OnGpu() && gpu_memory_utilization.has_value()) {
+    return Bad("gpu-memory-utilization", "is for --device cuda; a CPU takes --kv-cache-bytes");
+  }
+  if (gpu_memory_utilization.has_value() && kv_cache_bytes.has_value()) {
+    return Bad("gpu-memory-utilization", "and --kv-cache-bytes exclude each other");
+  }
+  if (OnGpu() && !kv_cache_bytes.has_value()) {
+    if (!gpu_memory_utilization.has_value()) gpu_memory_utilization = 0.9;
+    if (!(*gpu_memory_utilization > 0 && *gpu_memory_utilization <= 1)) {  // also refuses NaN
+      return Bad("gpu-memory-utilization",
+                 absl::StrCat(*gpu_memory_utilization, " is not in (0, 1]"));
+    }
+  }
+  if (!OnGpu() && !kv_cache_bytes.has_value()) kv_cache_bytes = int64_t{1} << 30;
+  if (!max_num_seqs.has_value()) max_num_seqs = OnGpu() ? 256 : 64;
+  if (!max_num_batched_tokens.has_value()) max_num_batched_tokens = OnGpu() ? 2048 : 512;
+  return absl::OkStatus();
+}
+
+absl::Status ServerConfig::Validate() {
   if (model.empty()) return Bad("model", "is required");
+  const absl::StatusOr<kernels::DeviceName> device_name = kernels::ParseDevice(device);
+  if (!device_name.ok()) return device_name.status();
+  if (absl::Status status = FillDeviceDefaults(); !status.ok()) return status;
   const auto limit = int64_t{1} << 30;
   for (const IntRange& range : std::initializer_list<IntRange>{
            {"port", port, 0, 65535},
-           {"max-num-seqs", max_num_seqs, 1, 4096},
-           {"max-num-batched-tokens", max_num_batched_tokens, 1, 65536},
+           {"max-num-seqs", *max_num_seqs, 1, 4096},
+           {"max-num-batched-tokens", *max_num_batched_tokens, 1, 65536},
            {"max-model-len", max_model_len, 0, limit},
-           {"kv-cache-bytes", kv_cache_bytes, 1, int64_t{1} << 62},
+           {"kv-cache-bytes", kv_cache_bytes.value_or(1), 1, int64_t{1} << 62},
            {"max-queued-requests", max_queued_requests, 1, limit},
            {"max-queued-tokens", max_queued_tokens, 1, int64_t{1} << 40},
            {"threads", threads, 0, 1024},
@@ -223,9 +255,9 @@ absl::Status ServerConfig::Validate() const {
   if (block_size < 16 || block_size > 256 || 256 % block_size != 0) {
     return Bad("block-size", absl::StrCat(block_size, " is not one of 16, 32, 64, 128, 256"));
   }
-  if (max_num_batched_tokens < max_num_seqs) {
+  if (*max_num_batched_tokens < *max_num_seqs) {
     return Bad("max-num-batched-tokens",
-               absl::StrCat(max_num_batched_tokens, " is less than --max-num-seqs ", max_num_seqs,
+               absl::StrCat(*max_num_batched_tokens, " is less than --max-num-seqs ", *max_num_seqs,
                             ": each running sequence needs a token in every step"));
   }
   if (max_model_len == 1) return Bad("max-model-len", "1 leaves no room for output");
@@ -233,9 +265,6 @@ absl::Status ServerConfig::Validate() const {
     return Bad("receipt-signing-key", "has nothing to sign with --no-receipts");
   }
   if (host.empty()) return Bad("host", "is empty");
-  if (device != "cpu") {
-    return Bad("device", absl::StrCat("'", device, "' is not built into this binary; only cpu is"));
-  }
   if (tensor_parallel_size != 1) {
     return Bad("tensor-parallel-size",
                absl::StrCat(tensor_parallel_size, " is not supported; only 1 is"));
@@ -255,24 +284,28 @@ absl::Status ServerConfig::Resolve(const model::ModelConfig& model_config) {
   if (moe_capacity_factor > 0 && model_config.moe.num_experts == 0) {
     return Bad("moe-capacity-factor", "the model is not a mixture of experts");
   }
-  if (kv_cache_dtype == "auto") kv_cache_dtype = "float32";
+  if (kv_cache_dtype == "auto") kv_cache_dtype = OnGpu() ? "bfloat16" : "float32";
   if (dtype == "auto") dtype = "float32";
 
-  const int64_t page_bytes = KvBytesPerToken(model_config, KvDType(kv_cache_dtype)) * block_size;
-  const int64_t pages = kv_cache_bytes / page_bytes;
-  if (pages == 0) {
-    return Bad("kv-cache-bytes",
-               absl::StrCat(kv_cache_bytes, " does not hold one page of ", page_bytes, " bytes"));
-  }
-  const int64_t capacity = pages * block_size;
   if (max_model_len > model_config.max_position) {
     return Bad("max-model-len", absl::StrCat(max_model_len, " is more than the model's context of ",
                                              model_config.max_position));
   }
+  if (!kv_cache_bytes.has_value()) {  // known once the weights are there; the engine checks that it is enough
+    if (max_model_len == 0) max_model_len = model_config.max_position;
+    return absl::OkStatus();
+  }
+  const int64_t page_bytes = KvBytesPerToken(model_config, KvDType(kv_cache_dtype)) * block_size;
+  const int64_t pages = *kv_cache_bytes / page_bytes;
+  if (pages == 0) {
+    return Bad("kv-cache-bytes",
+               absl::StrCat(*kv_cache_bytes, " does not hold one page of ", page_bytes, " bytes"));
+  }
+  const int64_t capacity = pages * block_size;
   if (max_model_len > capacity) {
     return Bad("max-model-len",
                absl::StrCat(max_model_len, " is more than the ", capacity,
-                            " positions that --kv-cache-bytes ", kv_cache_bytes, " holds"));
+                            " positions that --kv-cache-bytes ", *kv_cache_bytes, " holds"));
   }
   if (max_model_len == 0) max_model_len = std::min(model_config.max_position, capacity);
   return absl::OkStatus();
@@ -283,8 +316,8 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
   out.scheduler.policy = batching_policy == "fixed"     ? scheduler::BatchingPolicy::kFixed
                          : batching_policy == "dynamic" ? scheduler::BatchingPolicy::kDynamic
                                                         : scheduler::BatchingPolicy::kContinuous;
-  out.scheduler.max_num_seqs = max_num_seqs;
-  out.scheduler.max_num_batched_tokens = max_num_batched_tokens;
+  out.scheduler.max_num_seqs = *max_num_seqs;
+  out.scheduler.max_num_batched_tokens = *max_num_batched_tokens;
   out.scheduler.max_model_len = max_model_len;
   out.scheduler.page_tokens = block_size;
   out.scheduler.num_pages = 0;  // as many as kv_cache_bytes holds
@@ -293,7 +326,8 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
   out.scheduler.max_queued_tokens = max_queued_tokens;
   out.scheduler.max_batch_delay = absl::Milliseconds(max_batch_delay_ms);
   out.scheduler.flush_timeout = absl::Milliseconds(flush_timeout_ms);
-  out.kv_cache_bytes = kv_cache_bytes;
+  out.kv_cache_bytes = kv_cache_bytes.value_or(0);
+  out.kv_cache_share = kv_cache_bytes.has_value() ? 0 : *gpu_memory_utilization;
   out.kv_cache_dtype = KvDType(kv_cache_dtype);
   out.throughput_activations =
       dtype == "bfloat16" ? kernels::ActivationType::kBF16 : kernels::ActivationType::kF32;
@@ -316,6 +350,14 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
         absl::StrCat("this server's --determinism-policies are ", determinism_policies);
   }
   return out;
+}
+
+kernels::BackendOptions ServerConfig::ToBackendOptions() const {
+  return {.device = device,
+          .threads = threads,
+          .isa = Isa(),
+          .matrix_units =
+              Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned)};
 }
 
 std::optional<kernels::cpu::Isa> ServerConfig::Isa() const {

@@ -10,6 +10,7 @@
 #include "engine/engine.h"
 #include "flags/flag_set.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/device/open_backend.h"
 #include "kernels/ops/policy.h"
 #include "model/checkpoint.h"
 #include "scheduler/scheduler.h"
@@ -24,11 +25,13 @@ struct ServerConfig {
   int32_t port = 50051;  // 0: one that is free
   std::string port_file;
 
-  int64_t max_num_seqs = 64;
-  int64_t max_num_batched_tokens = 512;
+  std::optional<int64_t> max_num_seqs;            // filled in by Validate(): it depends on the device
+  std::optional<int64_t> max_num_batched_tokens;  // likewise
   int64_t max_model_len = 0;  // 0: the model's context, or what the KV cache holds if that is less
   int64_t block_size = 32;    // tokens of a KV page
-  int64_t kv_cache_bytes = int64_t{1} << 30;
+  // Either of these two after Validate(): bytes on a CPU, by default a share on a GPU.
+  std::optional<int64_t> kv_cache_bytes;
+  std::optional<double> gpu_memory_utilization;
   std::string kv_cache_dtype = "auto";
   std::string dtype = "auto";
   bool enable_prefix_caching = true;
@@ -63,19 +66,27 @@ struct ServerConfig {
   flags::FlagSet Flags();
 
   // INVALID_ARGUMENT naming the flag ("--port: …") for what is wrong without knowing the model.
-  absl::Status Validate() const;
+  // Fills in what depends on the device.
+  absl::Status Validate();
 
   // Fills in what depends on the model: served_model_name, max_model_len, dtypes. INVALID_ARGUMENT
   // naming the flag.
   absl::Status Resolve(const model::ModelConfig& model);
+
+  // After Validate().
+  kernels::BackendOptions ToBackendOptions() const;
 
   // After Resolve().
   engine::EngineConfig ToEngineConfig() const;
   std::optional<kernels::cpu::Isa> Isa() const;  // nullopt: auto
   kernels::Policy DefaultPolicy() const;
   bool Allows(kernels::Policy policy) const;  // by --determinism-policies
+  bool OnGpu() const { return device != "cpu"; }  // after Validate()
   // Whether experts are limited for deterministic requests too, which are then refused.
   bool LimitsEveryRow() const { return moe_capacity_factor > 0 && moe_capacity_scope == "all"; }
+
+ private:
+  absl::Status FillDeviceDefaults();
 };
 
 // "1073741824", "512MiB", "2GiB", "1.5GB": bytes, with KiB, MiB, GiB, TiB (powers of 1024) or kB,

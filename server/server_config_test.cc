@@ -93,6 +93,55 @@ TEST(ServerConfig, EveryFlagReachesItsPlace) {
   EXPECT_EQ(config.served_model_name, "Tiny-1B.Q4_1");
 }
 
+TEST(ServerConfig, DefaultsFollowTheDevice) {
+  ServerConfig cpu;
+  ASSERT_TRUE(Configure({"--model=m.gguf"}, &cpu).ok());
+  EXPECT_EQ(cpu.ToEngineConfig().scheduler.max_num_seqs, 64);
+  EXPECT_EQ(cpu.ToEngineConfig().scheduler.max_num_batched_tokens, 512);
+  EXPECT_EQ(cpu.ToEngineConfig().kv_cache_bytes, int64_t{1} << 30);
+  EXPECT_EQ(cpu.ToEngineConfig().kv_cache_share, 0);
+  EXPECT_EQ(cpu.ToEngineConfig().kv_cache_dtype, kernels::DType::kF32);
+  ServerConfig gpu;
+  ASSERT_TRUE(Configure({"--model=m.gguf", "--device=cuda:1"}, &gpu).ok());
+  EXPECT_EQ(gpu.ToEngineConfig().scheduler.max_num_seqs, 256);
+  EXPECT_EQ(gpu.ToEngineConfig().scheduler.max_num_batched_tokens, 2048);
+  EXPECT_EQ(gpu.ToEngineConfig().kv_cache_share, 0.9);
+  EXPECT_EQ(gpu.ToEngineConfig().kv_cache_dtype, kernels::DType::kBF16);
+  EXPECT_EQ(gpu.max_model_len, 4096);
+  EXPECT_EQ(gpu.ToBackendOptions().device, "cuda:1");
+  EXPECT_TRUE(gpu.ToBackendOptions().matrix_units);
+}
+
+TEST(ServerConfig, OnAGpuMemoryIsAShareOrBytes) {
+  const auto with = [](std::vector<std::string> flags, ServerConfig* config) {
+    flags.insert(flags.begin(), {"--model=m.gguf", "--device=cuda"});
+    return Configure(flags, config);
+  };
+  ServerConfig share;
+  ASSERT_TRUE(with({"--gpu-memory-utilization=0.25"}, &share).ok());
+  EXPECT_EQ(share.ToEngineConfig().kv_cache_share, 0.25);
+  ServerConfig bytes;
+  ASSERT_TRUE(with({"--kv-cache-bytes=64MiB", "--kv-cache-dtype=float32"}, &bytes).ok());
+  EXPECT_EQ(bytes.ToEngineConfig().kv_cache_share, 0);
+  EXPECT_EQ(bytes.ToEngineConfig().kv_cache_bytes, int64_t{64} << 20);
+  EXPECT_EQ(bytes.ToEngineConfig().kv_cache_dtype, kernels::DType::kF32);
+  for (const char* wrong : {"0", "-0.5", "1.01", "nan"}) {
+    ServerConfig config;
+    EXPECT_THAT(std::string(
+                    with({std::string("--gpu-memory-utilization=") + wrong}, &config).message()),
+                HasSubstr("--gpu-memory-utilization: "))
+        << wrong;
+  }
+  ServerConfig both;
+  EXPECT_THAT(std::string(
+                  with({"--gpu-memory-utilization=0.5", "--kv-cache-bytes=1GiB"}, &both).message()),
+              HasSubstr("--gpu-memory-utilization: and --kv-cache-bytes exclude"));
+  ServerConfig portable;
+  ASSERT_TRUE(with({"--determinism-policies=portable", "--default-determinism=portable"}, &portable)
+                  .ok());
+  EXPECT_FALSE(portable.ToBackendOptions().matrix_units);
+}
+
 TEST(ServerConfig, ErrorsNameTheFlag) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {"--port=-1", "--port: -1 is not in [0, 65535]"},
@@ -124,7 +173,8 @@ TEST(ServerConfig, ErrorsNameTheFlag) {
       {"--threads=-1", "--threads: -1"},
       {"--threads=1025", "--threads: 1025"},
       {"--cpu-isa=sse2", "--cpu-isa: 'sse2'"},
-      {"--device=cuda", "--device: 'cuda' is not built into this binary"},
+      {"--device=gpu", "--device: 'gpu' is not cpu, cuda or cuda:N"},
+      {"--gpu-memory-utilization=0.5", "--gpu-memory-utilization: is for --device cuda"},
       {"--tensor-parallel-size=2", "--tensor-parallel-size: 2 is not supported"},
       {"--default-determinism=yes", "--default-determinism: 'yes'"},
       {"--determinism-policies=", "--determinism-policies: '' is not one of"},

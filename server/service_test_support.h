@@ -97,6 +97,7 @@ class FakeEngine final : public engine::Engine {
     return {true, policy == kernels::Policy::kPortable ? "v1/test" : "", ""};
   }
   engine::EngineStats stats() const override { return next_stats; }
+  absl::Status failure() const override { return absl::OkStatus(); }
   const engine::EngineConfig& config() const override { return config_; }
 
   // The next request nobody has taken; waits for it.

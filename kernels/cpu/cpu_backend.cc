@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -123,6 +125,15 @@ absl::Status CpuBackend::CopyToHost(void* host, const void* device, size_t size_
 }
 
 absl::Status CpuBackend::Synchronize() { return absl::OkStatus(); }
+
+absl::StatusOr<int64_t> CpuBackend::FreeMemoryBytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string name, unit;
+  for (int64_t kibibytes = 0; file >> name >> kibibytes; std::getline(file, unit)) {
+    if (name == "MemAvailable:") return kibibytes << 10;
+  }
+  return absl::UnavailableError("/proc/meminfo does not say how much memory is available");
+}
 
 std::string CpuBackend::GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
                                    int64_t tokens) const {

@@ -36,6 +36,7 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::string> NumericsTag(Policy policy) const override;
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t size_bytes) override;
+  absl::StatusOr<int64_t> FreeMemoryBytes() override;
   absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) override;
   absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) override;
   absl::Status Synchronize() override;

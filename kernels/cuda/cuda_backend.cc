@@ -63,9 +63,11 @@ CudaBackend::~CudaBackend() {
 }
 
 std::string CudaBackend::Describe() const {
-  return absl::StrCat("cuda ", options_.device, " ", info_.name, ", ", Architecture(info_), ", ",
-                      info_.multiprocessors, " multiprocessors, ", info_.memory_bytes >> 20,
-                      " MiB");
+  // Not which of the machine's devices it is: equal ones give equal bits, and a trace of one may be
+  // replayed on another.
+  return absl::StrCat("cuda ", info_.name, ", ", Architecture(info_), ", ", info_.multiprocessors,
+                      " multiprocessors, ", info_.memory_bytes >> 20, " MiB, kernels ",
+                      info_.code_tag);
 }
 
 absl::Status CudaBackend::CheckPolicy(const char* operation, Policy policy) const {
@@ -95,6 +97,11 @@ absl::StatusOr<std::unique_ptr<Buffer>> CudaBackend::Allocate(size_t size_bytes)
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(size_bytes);
   if (!buffer.ok()) return buffer.status();
   return std::unique_ptr<Buffer>(*std::move(buffer));
+}
+
+absl::StatusOr<int64_t> CudaBackend::FreeMemoryBytes() {
+  if (absl::Status status = Enter(); !status.ok()) return status;
+  return runtime::FreeMemoryBytes();
 }
 
 absl::Status CudaBackend::CopyToDevice(void* device, const void* host, size_t size_bytes) {

@@ -49,6 +49,7 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::string> NumericsTag(Policy policy) const override;
 
   absl::StatusOr<std::unique_ptr<Buffer>> Allocate(size_t size_bytes) override;
+  absl::StatusOr<int64_t> FreeMemoryBytes() override;
   absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes) override;
   absl::Status CopyToHost(void* host, const void* device, size_t size_bytes) override;
   // Also reports values that only kernels could see to be out of range: INVALID_ARGUMENT.

@@ -34,6 +34,8 @@ absl::StatusOr<DeviceInfo> OpenDevice(int index);
 // Makes device `index` the calling thread's; threads start with device 0. Cheap.
 absl::Status UseDevice(int index);
 
+// Free memory of the calling thread's device.
+absl::StatusOr<int64_t> FreeMemoryBytes();
 // Device memory; RESOURCE_EXHAUSTED names the size and what is free.
 absl::StatusOr<void*> Allocate(size_t size_bytes);
 void Free(void* device);

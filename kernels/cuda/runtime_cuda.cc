@@ -117,6 +117,13 @@ absl::StatusOr<DeviceInfo> OpenDevice(int index) {
 
 absl::Status UseDevice(int index) { return StatusOf("cudaSetDevice", cudaSetDevice(index)); }
 
+absl::StatusOr<int64_t> FreeMemoryBytes() {
+  size_t free_bytes = 0, total_bytes = 0;
+  absl::Status status = StatusOf("cudaMemGetInfo", cudaMemGetInfo(&free_bytes, &total_bytes));
+  if (!status.ok()) return status;
+  return static_cast<int64_t>(free_bytes);
+}
+
 absl::StatusOr<void*> Allocate(size_t size_bytes) {
   void* memory = nullptr;
   const cudaError_t error = cudaMalloc(&memory, size_bytes);

@@ -1,0 +1,11 @@
+// GPUs in a program that was built with CUDA.
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/device/open_backend.h"
+
+namespace verbatim::kernels {
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units) {
+  return cuda::CudaBackend::Create({.device = index, .matrix_units = matrix_units});
+}
+
+}  // namespace verbatim::kernels
