@@ -16,6 +16,7 @@
 #include "conformance/server_trials.h"
 #include "conformance/suite_presets.h"
 #include "flags/flag_set.h"
+#include "kernels/device/open_backend.h"
 #include "lab/machine.h"
 
 namespace verbatim::conformance {
@@ -23,7 +24,7 @@ namespace {
 
 struct Flags {
   std::string model, output = "out/conformance.json", only, policies, synthetic_models,
-                     server_binary;
+                     server_binary, device = "cpu";
   bool short_form = false, servers = true, synthetic = true;
   uint64_t seed = 1;
 
@@ -42,6 +43,10 @@ flags::FlagSet Flags::Set() {
           "only synthetic models whose name contains this, such as moe");
   set.Add("short", &short_form, "seconds instead of minutes: less of every axis");
   set.Add("output", &output, "JSON file to write");
+  set.Add("device", &device,
+          absl::StrCat(kernels::kDeviceHelp,
+                       "; on a GPU, PORTABLE answers are also compared with this machine's "
+                       "processor, under \"instruction set\" and in combinations"));
   set.Add("only", &only, "only perturbations whose name contains this");
   set.Add("policies", &policies, "only policies whose name begins with this, such as portable");
   set.Add("servers", &servers, "with --model: also start server processes");
@@ -57,13 +62,17 @@ void Say(const std::string& line) {
 
 void Prepare(const Flags& flags, SuiteOptions* suite) {
   suite->scale.seed = flags.seed;
+  suite->device = flags.device;
   std::erase_if(suite->policies, [&](const PolicyUnderTest& policy) {
     return !absl::StartsWith(policy.name(), flags.policies);
   });
   suite->progress = [model = suite->model_name](const std::string& what) {
     Say(absl::StrCat(model, ": ", what));
   };
-  suite->wanted = [only = flags.only, inner = suite->wanted](const Perturbation& perturbation) {
+  suite->wanted = [only = flags.only, on_gpu = flags.device != "cpu",
+                   inner = suite->wanted](const Perturbation& perturbation) {
+    // A GPU's arithmetic has no threads of the host.
+    if (on_gpu && perturbation.name == "threads") return false;
     return absl::StrContains(perturbation.name, only) && (!inner || inner(perturbation)) &&
            !client::Interrupted();
   };
@@ -130,7 +139,12 @@ int RunConformance(int argc, char** argv) {
   flags::FlagSet set = flags.Set();
   return client::RunCommand({.name = "conformance",
                              .flags = &set,
-                             .check = client::CheckNoArguments,
+                             .check =
+                                 [&](const auto& positional) {
+                                   absl::Status status = client::CheckNoArguments(positional);
+                                   status.Update(kernels::ParseDevice(flags.device).status());
+                                   return status;
+                                 },
                              .run = [&] { return Run(flags); }},
                             argc, argv);
 }

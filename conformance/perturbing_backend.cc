@@ -35,6 +35,14 @@ class MappedKvCache final : public kernels::KvCache {
   const std::vector<int32_t> pages_;
 };
 
+// Copies `count` elements of the backend's memory; none where `from` is null.
+template <class T>
+absl::Status ToHost(kernels::Backend& backend, const T* from, int64_t count, std::vector<T>* to) {
+  to->resize(from == nullptr ? 0 : static_cast<size_t>(count));
+  if (to->empty()) return absl::OkStatus();
+  return backend.CopyToHost(to->data(), from, to->size() * sizeof(T));
+}
+
 const MappedKvCache& Mapped(const kernels::KvCache& cache) {
   return static_cast<const MappedKvCache&>(cache);  // the only kind this backend makes
 }
@@ -94,10 +102,12 @@ absl::Status PerturbingBackend::Embedding(const kernels::EmbeddingParams& params
   }
   absl::Status status = inner().Embedding(params);
   if (poison_token < 0) return status;
-  const int64_t cols = params.table->cols();
-  for (int64_t t = 0; t < params.num_tokens; ++t) {
-    if (params.tokens[t] != poison_token) continue;
-    std::fill_n(params.y + t * cols, cols, std::numeric_limits<float>::quiet_NaN());
+  const size_t cols = static_cast<size_t>(params.table->cols());
+  status.Update(ToHost(inner(), params.tokens, params.num_tokens, &host_tokens_));
+  const std::vector<float> poison(cols, std::numeric_limits<float>::quiet_NaN());
+  for (size_t t = 0; t < host_tokens_.size(); ++t) {
+    if (host_tokens_[t] != poison_token) continue;
+    status.Update(inner().CopyToDevice(params.y + t * cols, poison.data(), cols * sizeof(float)));
   }
   return status;
 }
@@ -147,20 +157,22 @@ absl::Status PerturbingBackend::Attention(const kernels::AttentionParams& params
 absl::Status PerturbingBackend::MoeRoute(const kernels::MoeRouteParams& params) {
   if (absl::Status status = inner().MoeRoute(params); !status.ok()) return status;
   const int64_t slots = params.tokens * params.top_k;
+  absl::Status copied = ToHost(inner(), params.experts, slots, &host_experts_);
+  copied.Update(ToHost(inner(), params.wanted, slots, &host_wanted_));
+  copied.Update(ToHost(inner(), params.exempt, params.tokens, &host_exempt_));
+  if (!copied.ok()) return copied;
   int64_t lost = 0, rerouted = 0;
   std::vector<int64_t> load(static_cast<size_t>(params.num_experts));
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    const int32_t expert = params.experts[slot];
+  for (size_t slot = 0; slot < host_experts_.size(); ++slot) {
+    const int32_t expert = host_experts_[slot];
     if (expert >= 0) ++load[static_cast<size_t>(expert)];
     if (expert < 0) ++lost;
-    if (expert >= 0 && params.wanted != nullptr && params.wanted[slot] != expert) ++rerouted;
+    if (expert >= 0 && !host_wanted_.empty() && host_wanted_[slot] != expert) ++rerouted;
   }
   const double even = static_cast<double>(slots) / static_cast<double>(params.num_experts);
   const double most = static_cast<double>(*std::max_element(load.begin(), load.end()));
-  bool has_exempt = false;
-  for (int64_t row = 0; params.exempt != nullptr && row < params.tokens; ++row) {
-    has_exempt = has_exempt || params.exempt[row] != 0;
-  }
+  const bool has_exempt =
+      std::any_of(host_exempt_.begin(), host_exempt_.end(), [](uint8_t e) { return e != 0; });
   std::lock_guard lock(mu_);
   if (params.tokens >= 8 && most >= 2 * even) ++routing_.crowded;
   if (even >= 2 && most <= 1.75 * even) ++routing_.spread;

@@ -44,7 +44,7 @@ class PerturbingBackend final : public kernels::ForwardingBackend {
   // From now on the embedding of this token is NaN; -1: of none.
   void SetPoisonToken(int32_t token);
 
-  // Since the last call. The inner backend's memory must be the host's.
+  // Since the last call.
   RoutingCounts TakeRoutingCounts();
 
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> CreateKvCache(
@@ -62,6 +62,8 @@ class PerturbingBackend final : public kernels::ForwardingBackend {
   const PageOptions pages_;
   std::vector<kernels::SequenceSpan> spans_;
   std::vector<int32_t> mapped_pages_;
+  std::vector<int32_t> host_tokens_, host_experts_, host_wanted_;
+  std::vector<uint8_t> host_exempt_;
 
   std::mutex mu_;
   std::condition_variable changed_;

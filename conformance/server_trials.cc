@@ -134,7 +134,7 @@ class References {
     References out;
     const Workload workload(suite.workload, *model->tokenizer, suite.random_ids);
     const int64_t context = suite.workload.max_model_len;
-    auto engine = TrialEngine::Create(*model, EngineSetup(), 4 * context, context);
+    auto engine = TrialEngine::Create(*model, {.device = suite.device}, 4 * context, context);
     if (!engine.ok()) return engine.status();
     out.numerics_id_ = (*engine)->engine().SupportOf(policy.policy).numerics_id;
     for (const Subject& subject : workload.subjects()) {
@@ -201,6 +201,8 @@ class Trials {
   absl::StatusOr<std::unique_ptr<ServerProcess>> Serve(std::vector<std::string> flags) {
     flags.push_back(absl::StrCat("--model=", options_.model_path));
     flags.push_back("--kv-cache-bytes=512MiB");
+    flags.push_back("--kv-cache-dtype=float32");
+    flags.push_back(absl::StrCat("--device=", options_.suite.device));
     flags.push_back(absl::StrCat("--max-model-len=", options_.suite.workload.max_model_len));
     return ServerProcess::Start(options_.server_binary, flags, kStartTimeout, options_.progress);
   }

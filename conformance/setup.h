@@ -17,6 +17,7 @@ namespace verbatim::conformance {
 
 // Defaults are the base configuration, on which references are computed.
 struct EngineSetup {
+  std::string device = "cpu";  // the suite's; an engine with an instruction set is on the CPU
   int threads = 2;
   std::optional<kernels::cpu::Isa> isa;  // unset: the widest of this machine
   int64_t page_tokens = 32;

@@ -47,6 +47,9 @@ class PolicyRun {
   EngineSetup Adapt(EngineSetup setup) const {
     if (!policy_.strong()) setup.activations = policy_.activations;
     setup.kv_cache_dtype = policy_.kv_cache_dtype;
+    // On a GPU the instruction sets are a second device, with the same bits where the numerics id
+    // is the same.
+    setup.device = setup.isa.has_value() ? "cpu" : options_.device;
     return setup;
   }
   absl::StatusOr<std::unique_ptr<TrialEngine>> MakeEngine(const LoadedModel& model,

@@ -49,7 +49,8 @@ struct Cell {
 struct SuiteOptions {
   std::string model_name;
   ModelOpener open;
-  bool random_ids = false;  // the tokenizer knows no text
+  std::string device = "cpu";  // as for kernels::OpenBackend
+  bool random_ids = false;     // the tokenizer knows no text
   WorkloadOptions workload;
   Scale scale;
   std::vector<PolicyUnderTest> policies;

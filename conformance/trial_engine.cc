@@ -7,7 +7,7 @@
 #include <mutex>
 #include <utility>
 
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/device/open_backend.h"
 
 namespace verbatim::conformance {
 namespace {
@@ -87,9 +87,10 @@ absl::StatusOr<std::unique_ptr<TrialEngine>> TrialEngine::Create(const LoadedMod
                                                                  const EngineSetup& setup,
                                                                  int64_t pool_tokens,
                                                                  int64_t max_model_len) {
-  auto cpu = kernels::cpu::CpuBackend::Create({.threads = setup.threads, .isa = setup.isa});
-  if (!cpu.ok()) return cpu.status();
-  auto backend = std::make_unique<PerturbingBackend>(*std::move(cpu), setup.pages);
+  auto inner =
+      kernels::OpenBackend({.device = setup.device, .threads = setup.threads, .isa = setup.isa});
+  if (!inner.ok()) return inner.status();
+  auto backend = std::make_unique<PerturbingBackend>(*std::move(inner), setup.pages);
   std::unique_ptr<TrialEngine> out(new TrialEngine);
   out->backend_ = backend.get();
   engine::EngineConfig config;

@@ -98,7 +98,8 @@ absl::StatusOr<Perplexity> MeasurePerplexity(const model::Checkpoint& checkpoint
         "a capacity limit, but policy ", std::string(NameOf(options.mode.policy)), " has none"));
   }
   absl::StatusOr<std::unique_ptr<WindowRunner>> runner =
-      WindowRunner::Create(checkpoint, {.threads = options.threads,
+      WindowRunner::Create(checkpoint, {.device = options.device,
+                                        .threads = options.threads,
                                         .window_tokens = length,
                                         .max_batch_rows = options.max_batch_rows,
                                         .moe_capacity_factor = options.moe_capacity_factor,

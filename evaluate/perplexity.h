@@ -15,6 +15,7 @@
 namespace verbatim::evaluate {
 
 struct PerplexityOptions {
+  std::string device = "cpu";    // as for kernels::OpenBackend
   int threads = 0;               // 0: every core this process may use
   int64_t window_tokens = 512;   // at least 2; the first token of a window is given, not predicted
   int64_t max_batch_rows = 512;  // rows of one forward pass

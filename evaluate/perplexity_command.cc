@@ -13,6 +13,7 @@
 #include "evaluate/perplexity.h"
 #include "evaluate/token_windows.h"
 #include "flags/flag_set.h"
+#include "kernels/device/open_backend.h"
 #include "model/checkpoint.h"
 #include "model/strict_json.h"
 #include "nlohmann/json.hpp"
@@ -69,6 +70,9 @@ absl::Status Validate(const Flags& flags) {
   if (flags.tokens != 0 && flags.tokens < flags.options.window_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--tokens: ", flags.tokens, " is less than one window of ", flags.options.window_tokens));
+  }
+  if (absl::Status device = kernels::ParseDevice(flags.options.device).status(); !device.ok()) {
+    return device;
   }
   const double factor = flags.options.moe_capacity_factor;
   if (!(factor >= 0 && factor <= 1e6)) {
@@ -195,6 +199,7 @@ int RunPerplexity(int argc, char** argv) {
             "pass · k / experts); 0: no limit");
   flags.Add("moe-overflow", &values.overflow,
             "what becomes of a token whose expert is full: drop or next");
+  flags.Add("device", &values.options.device, kernels::kDeviceHelp);
   flags.Add("threads", &values.options.threads, "compute threads; 0: every core");
   flags.Add("bootstrap-draws", &values.options.bootstrap_draws, "of the interval");
   flags.Add("bootstrap-seed", &values.options.bootstrap_seed, "of the interval");

@@ -1,11 +1,11 @@
-// Batching of windows on the CPU backend.
+// Batching of windows.
 #include "evaluate/window_runner.h"
 
 #include <algorithm>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/device/open_backend.h"
 
 namespace verbatim::evaluate {
 namespace {
@@ -26,7 +26,7 @@ absl::StatusOr<std::unique_ptr<WindowRunner>> WindowRunner::Create(
   const int64_t rows = std::max(options.window_tokens, options.max_batch_rows);
   const int64_t windows = rows / options.window_tokens;
   absl::StatusOr<std::unique_ptr<kernels::Backend>> backend =
-      kernels::cpu::CpuBackend::Create({.threads = options.threads});
+      kernels::OpenBackend({.device = options.device, .threads = options.threads});
   if (!backend.ok()) return backend.status();
   runner->backend_ = *std::move(backend);
   absl::StatusOr<std::unique_ptr<model::Transformer>> transformer =

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -16,6 +17,7 @@
 namespace verbatim::evaluate {
 
 struct WindowRunnerOptions {
+  std::string device = "cpu";    // as for kernels::OpenBackend
   int threads = 0;               // 0: every core this process may use
   int64_t window_tokens = 512;   // positions of a window
   int64_t max_batch_rows = 512;  // of one forward pass; at least window_tokens

@@ -47,6 +47,7 @@ flags::FlagSet Flags::Set() {
           "Poisson arrivals per second; 0: twice what the server can serve");
   set.Add("blocks", &options.blocks, "how often the modes take turns");
   set.Add("seed", &options.seed, "seed of order, arrivals and other traffic");
+  set.Add("device", &options.device, "of the servers, as for verbatim serve");
   set.Add("server-binary", &options.server_binary, "serve with this program instead of this one");
   return set;
 }

@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer(const DemoOptions& op
   auto server = ServerProcess::Start(
       options.server_binary,
       {absl::StrCat("--model=", options.model), absl::StrCat("--dtype=", dtype),
-       "--kv-cache-bytes=512MiB",
+       "--kv-cache-bytes=512MiB", absl::StrCat("--device=", options.device),
        absl::StrCat("--max-num-seqs=", std::max<int64_t>(64, options.concurrency))},
       kStartTimeout, say);
   if (server.ok()) say(absl::StrFormat("ready after %.2f s", (*server)->ready_seconds()));

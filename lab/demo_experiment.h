@@ -18,6 +18,7 @@ namespace verbatim::lab {
 struct DemoOptions {
   std::string model;
   std::string server_binary;  // empty: this program
+  std::string device = "cpu";
   std::vector<std::string> prompts;
   int64_t repeats = 20;  // of each prompt, in each mode
   int64_t max_tokens = 32;

@@ -45,6 +45,7 @@ flags::FlagSet Flags::Set() {
   set.Add("rounds", &options.rounds, "answers to each question under load");
   set.Add("max-tokens", &options.max_tokens, "most output tokens of an answer");
   set.Add("seed", &options.seed, "seed of questions, order and other traffic");
+  set.Add("device", &options.device, "of the server, as for verbatim serve");
   set.Add("server-binary", &options.server_binary, "serve with this program instead of this one");
   return set;
 }

@@ -99,7 +99,8 @@ absl::StatusOr<FragilityMeasurement> MeasureFragility(const FragilityOptions& op
       options.server_binary,
       {absl::StrCat("--model=", options.model), absl::StrCat("--dtype=", options.dtype),
        absl::StrCat("--kv-cache-dtype=", options.kv_cache_dtype),
-       absl::StrCat("--threads=", options.threads), "--kv-cache-bytes=512MiB"},
+       absl::StrCat("--threads=", options.threads), "--kv-cache-bytes=512MiB",
+       absl::StrCat("--device=", options.device)},
       kStartTimeout, say);
   if (!server.ok()) return server.status();
   client::Client* const client = (*server)->client();

@@ -15,6 +15,7 @@ namespace verbatim::lab {
 struct FragilityOptions {
   std::string model;
   std::string server_binary;  // empty: this program
+  std::string device = "cpu";
   // The server's flags of these names: a calibration holds only for servers that have the same. Not
   // float32 by default, which drifts too little to change texts in an experiment of this size.
   std::string dtype = "bfloat16", kv_cache_dtype = "auto";

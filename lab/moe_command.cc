@@ -99,6 +99,7 @@ flags::FlagSet Flags::Set() {
   set.Add("dtype", &options.server.dtype, "activations in throughput mode: bfloat16 or float32");
   set.Add("kv-cache-bytes", &options.server.kv_cache_bytes, "as for verbatim serve");
   set.Add("seed", &options.demo.seed, "seed of order, other traffic and candidates");
+  set.Add("device", &options.server.device, "of the servers, as for verbatim serve");
   set.Add("server-binary", &options.server.server_binary,
           "serve with this program instead of this one");
   if (kind != Kind::kStudy) {

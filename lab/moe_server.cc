@@ -41,8 +41,10 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> StartMoeServer(
     const std::function<void(const std::string&)>& say) {
   say(absl::StrCat("starting a server, experts' capacity: ", limit.Name()));
   std::vector<std::string> flags = {
-      absl::StrCat("--model=", options.model), absl::StrCat("--dtype=", options.dtype),
+      absl::StrCat("--model=", options.model),
+      absl::StrCat("--dtype=", options.dtype),
       absl::StrCat("--kv-cache-bytes=", options.kv_cache_bytes),
+      absl::StrCat("--device=", options.device),
       absl::StrCat("--max-num-seqs=", options.max_num_seqs),
       absl::StrCat("--max-num-batched-tokens=", std::max<int64_t>(512, options.max_num_seqs))};
   if (limit.capacity_factor > 0) {

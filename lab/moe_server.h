@@ -27,7 +27,8 @@ absl::StatusOr<ExpertLimit> ParseExpertLimit(const std::string& text);
 
 struct MoeServerOptions {
   std::string model;
-  std::string server_binary;       // empty: this program
+  std::string server_binary;  // empty: this program
+  std::string device = "cpu";
   std::string dtype = "bfloat16";  // activations of throughput mode
   int64_t max_num_seqs = 64;
   std::string kv_cache_bytes = "512MiB";

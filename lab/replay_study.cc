@@ -37,7 +37,7 @@ namespace {
 using nlohmann::json;
 
 struct Options {
-  std::string model, output, server_binary;
+  std::string model, output, server_binary, device = "cpu";
   int64_t answers = 210;
   int64_t max_tokens = 32;
   int64_t concurrency = 16;
@@ -64,6 +64,7 @@ flags::FlagSet Options::Flags() {
   flags.Add("refill-every", &refill_every,
             "replay every so many answers a second time with other fillers");
   flags.Add("seed", &seed, "seed of order and other traffic");
+  flags.Add("device", &device, "of the servers and of the replays, as for verbatim serve");
   flags.Add("server-binary", &server_binary, "serve with this program instead of this one");
   return flags;
 }
@@ -128,7 +129,8 @@ std::vector<client::WorkItem> MakeItems(const Options& options, int64_t answers,
 
 absl::StatusOr<std::vector<trace::Trace>> Record(const Options& options, int64_t answers,
                                                  uint64_t seed, Cell* cell) {
-  std::vector<std::string> flags = {"--model", options.model, "--allow-traces"};
+  std::vector<std::string> flags = {"--model", options.model, "--allow-traces", "--device",
+                                    options.device};
   flags.insert(flags.end(), cell->variant.flags.begin(), cell->variant.flags.end());
   auto server = ServerProcess::Start(options.server_binary, flags, absl::Minutes(2), Say);
   if (!server.ok()) return server.status();
@@ -266,7 +268,7 @@ absl::StatusOr<std::vector<Cell>> RunStudy(const Options& options) {
     for (const trace::Trace& trace : *traces) {
       if (client::Interrupted()) return absl::CancelledError("interrupted");
       if (replayer == nullptr) {
-        auto created = replay::Replayer::Create(**checkpoint, weights, trace);
+        auto created = replay::Replayer::Create(**checkpoint, weights, trace, options.device);
         if (!created.ok()) return created.status();
         replayer = *std::move(created);
       }

@@ -33,7 +33,7 @@ using nlohmann::json;
 const std::vector<int64_t> kConcurrencies = {1, 4, 16, 64};
 
 struct Options {
-  std::string model, output, server_binary;
+  std::string model, output, server_binary, device = "cpu";
   int64_t blocks = 3;
   int64_t prompt_tokens = 64;
   int64_t output_tokens = 64;
@@ -283,11 +283,12 @@ absl::StatusOr<int> Run(const Options& options) {
   std::unique_ptr<ServerProcess> servers[2];
   for (int f32 = 0; f32 < 2; ++f32) {
     Say(absl::StrCat("starting a server, ", f32 ? "float32" : "bfloat16"));
-    auto server = ServerProcess::Start(
-        options.server_binary,
-        {absl::StrCat("--model=", options.model),
-         absl::StrCat("--dtype=", f32 ? "float32" : "bfloat16"), "--max-num-seqs=64"},
-        absl::Seconds(120), Say);
+    auto server =
+        ServerProcess::Start(options.server_binary,
+                             {absl::StrCat("--model=", options.model),
+                              absl::StrCat("--dtype=", f32 ? "float32" : "bfloat16"),
+                              "--max-num-seqs=64", absl::StrCat("--device=", options.device)},
+                             absl::Seconds(120), Say);
     if (!server.ok()) return server.status();
     servers[f32] = *std::move(server);
   }
@@ -353,6 +354,7 @@ int RunServingBench(int argc, char** argv) {
   flags.Add("prompt-tokens", &options.prompt_tokens, "tokens of each prompt");
   flags.Add("output-tokens", &options.output_tokens, "tokens of each answer");
   flags.Add("seed", &options.seed, "seed of the prompts");
+  flags.Add("device", &options.device, "of the servers, as for verbatim serve");
   flags.Add("server-binary", &options.server_binary, "serve with this program instead of this one");
   constexpr int64_t kMost = int64_t{1} << 20;
   return client::RunCommand(

@@ -11,7 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "flags/flag_set.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/device/open_backend.h"
 #include "model/chat_template.h"
 #include "model/checkpoint.h"
 #include "replay/explain_report.h"
@@ -25,7 +25,7 @@ namespace verbatim::replay {
 namespace {
 
 struct Options {
-  std::string model, page, dtype = "bfloat16";
+  std::string model, page, dtype = "bfloat16", device = "cpu";
   bool json = false, raw = false;
   int32_t threads = 0, neighbours = 16, attempts = 8;
   int64_t max_tokens = 64, max_num_batched_tokens = 512;
@@ -59,6 +59,7 @@ flags::FlagSet Options::Flags() {
   flags.Add("neighbours", &neighbours, "other requests beside the prompt");
   flags.Add("attempts", &attempts, "how often other neighbours are tried");
   flags.Add("max-num-batched-tokens", &max_num_batched_tokens, "tokens in one step");
+  flags.Add("device", &device, kernels::kDeviceHelp);
   flags.Add("threads", &threads, "threads that compute; 0: every core this process may use");
   flags.Add("seed", &seed, "seed of the neighbours");
   flags.Add("moe-capacity-factor", &moe_capacity_factor,
@@ -74,6 +75,7 @@ absl::Status Options::Check() const {
     return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", what));
   };
   if (dtype != "float32" && dtype != "bfloat16") return bad("dtype", "is not float32 or bfloat16");
+  if (absl::Status named = kernels::ParseDevice(device).status(); !named.ok()) return named;
   if (max_tokens < 1) return bad("max-tokens", "must be at least 1");
   if (neighbours < 0 || neighbours > 1024) return bad("neighbours", "is not in [0, 1024]");
   if (attempts < 1) return bad("attempts", "must be at least 1");
@@ -114,7 +116,7 @@ absl::StatusOr<Explanation> ExplainPrompt(const Options& options, std::string pr
   }
   auto ids = Tokenize(prompt, options.raw, tokenizer);
   if (!ids.ok()) return ids.status();
-  auto backend = kernels::cpu::CpuBackend::Create({.threads = options.threads});
+  auto backend = kernels::OpenBackend({.device = options.device, .threads = options.threads});
   if (!backend.ok()) return backend.status();
   RunPairOptions pair_options;
   pair_options.prompt = *std::move(ids);

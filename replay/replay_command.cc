@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "flags/flag_set.h"
+#include "kernels/device/open_backend.h"
 #include "model/checkpoint.h"
 #include "nlohmann/json.hpp"
 #include "replay/replayer.h"
@@ -18,7 +19,7 @@ namespace verbatim::replay {
 namespace {
 
 struct Options {
-  std::string model;
+  std::string model, device;
   uint64_t filler_seed = 1;
   bool ignore_decisions = false, json = false;
 };
@@ -133,6 +134,8 @@ int RunReplay(int argc, char** argv) {
       "it had, with fillers in place of the other requests, and compares the bits of every logit "
       "row with the recorded ones. Needs the same model, version and kind of processor.");
   flags.Add("model", &options.model, "the model that the answer came from; required");
+  flags.Add("device", &options.device,
+            "cpu, cuda or cuda:N; default: what the trace was made on, the first GPU if on one");
   flags.Add("filler-seed", &options.filler_seed,
             "of the fillers' token ids, which must not matter");
   flags.Add("ignore-decisions", &options.ignore_decisions,
@@ -144,6 +147,9 @@ int RunReplay(int argc, char** argv) {
     return 0;
   }
   std::string usage = positional.ok() ? "" : std::string(positional.status().message());
+  if (usage.empty() && !options.device.empty()) {
+    usage = std::string(kernels::ParseDevice(options.device).status().message());
+  }
   if (usage.empty() && options.model.empty()) usage = "--model: is required";
   if (usage.empty() && positional->size() != 1) usage = "needs exactly one trace; see --help";
   if (!usage.empty()) {
@@ -159,7 +165,8 @@ int RunReplay(int argc, char** argv) {
   }
   const auto checkpoint = model::Checkpoint::Open(options.model);
   if (!checkpoint.ok()) return Failed(checkpoint.status());
-  auto replayer = Replayer::Create(**checkpoint, (*checkpoint)->WeightsFingerprint(), *trace);
+  auto replayer =
+      Replayer::Create(**checkpoint, (*checkpoint)->WeightsFingerprint(), *trace, options.device);
   if (!replayer.ok()) return Failed(replayer.status());
   const absl::Time start = absl::Now();
   const auto result = (*replayer)->Replay(

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/logits_hash.h"
 #include "engine/routing_record.h"
 #include "engine/version.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/device/open_backend.h"
 #include "kernels/numerics/philox.h"
 #include "replay/forced_step.h"
 
@@ -55,6 +57,7 @@ class Replayer::Session {
       status = RunStep(static_cast<int32_t>(s));
     }
     replayer_.transformer_->set_observer(nullptr);
+    status.Update(observed_);
     if (!status.ok()) return status;
     result_.logits_sha256 = hash_.Hex();
     return std::move(result_);
@@ -68,9 +71,13 @@ class Replayer::Session {
     void OnOutput(const model::ObservedRows& output) override {
       session_.WatchLayer(output);
       if (session_.options_.observer == nullptr) return;
+      host_.resize(static_cast<size_t>((output.rows - 1) * output.stride + output.cols));
+      model::ObservedRows copy = output;
+      copy.data = host_.data();
+      if (!session_.CopyToHost(output.data, &host_)) return;
       const bool logits = output.operation == model::Operation::kFinalNorm ||
                           output.operation == model::Operation::kLogits;
-      session_.options_.observer->OnRows(session_.step_, output,
+      session_.options_.observer->OnRows(session_.step_, copy,
                                          logits ? session_.own_logits_ : session_.own_rows_);
     }
 
@@ -80,7 +87,15 @@ class Replayer::Session {
 
    private:
     Session& session_;
+    std::vector<float> host_;
   };
+
+  // Fills `host` from the backend's memory; what goes wrong ends the replay.
+  bool CopyToHost(const float* data, std::vector<float>* host) {
+    observed_.Update(
+        replayer_.backend_->CopyToHost(host->data(), data, host->size() * sizeof(float)));
+    return observed_.ok();
+  }
 
   // Compares what the answer's rows want with the trace. What they get is forced.
   void CheckRouting(const model::ObservedRouting& routing) {
@@ -111,9 +126,10 @@ class Replayer::Session {
       return;
     }
     const std::vector<numerics::RowFingerprint>& layers = trace_.layers[token];
-    const float* row = output.data + answer_row_ * output.stride;
+    layer_row_.resize(static_cast<size_t>(output.cols));
     if (output.layer < static_cast<int64_t>(layers.size()) &&
-        !(numerics::FingerprintRow(row, output.cols) == layers[output.layer])) {
+        CopyToHost(output.data + answer_row_ * output.stride, &layer_row_) &&
+        !(numerics::FingerprintRow(layer_row_.data(), output.cols) == layers[output.layer])) {
       different_layer_ = output.layer;
     }
   }
@@ -262,6 +278,8 @@ class Replayer::Session {
   const ReplayOptions options_;
   const int64_t page_tokens_;
   Tap tap_;
+  absl::Status observed_;         // of copying what the tap showed
+  std::vector<float> layer_row_;  // the row that WatchLayer compares
   std::unique_ptr<kernels::KvCache> cache_;
   std::vector<std::vector<int32_t>> run_pages_;  // page tables of the runs
   int32_t first_filler_page_ = 0;
@@ -286,14 +304,22 @@ Replayer::Replayer(std::unique_ptr<kernels::Backend> backend, const model::Check
 
 absl::StatusOr<std::unique_ptr<Replayer>> Replayer::Create(const model::Checkpoint& checkpoint,
                                                            const std::string& weights_sha256,
-                                                           const trace::Trace& trace) {
-  absl::StatusOr<kernels::cpu::CpuBackendOptions> options =
-      kernels::cpu::CpuBackend::OptionsOf(trace.identity.backend);
-  if (!options.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("identity.backend: ", std::string(options.status().message())));
+                                                           const trace::Trace& trace,
+                                                           const std::string& device) {
+  kernels::BackendOptions options{.device = device};
+  const bool on_gpu = absl::StartsWith(trace.identity.backend, "cuda ");
+  if (options.device.empty()) options.device = on_gpu ? "cuda" : "cpu";
+  if (!on_gpu) {
+    absl::StatusOr<kernels::cpu::CpuBackendOptions> cpu =
+        kernels::cpu::CpuBackend::OptionsOf(trace.identity.backend);
+    if (!cpu.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("identity.backend: ", std::string(cpu.status().message())));
+    }
+    options.threads = cpu->threads;
+    options.isa = cpu->isa;
   }
-  auto backend = kernels::cpu::CpuBackend::Create(*options);
+  auto backend = kernels::OpenBackend(options);
   if (!backend.ok()) return backend.status();
   return CreateOn(*std::move(backend), checkpoint, weights_sha256, trace);
 }

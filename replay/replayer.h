@@ -28,8 +28,8 @@ struct OwnRow {
 class ReplayObserver {
  public:
   virtual ~ReplayObserver() = default;
-  // `step` indexes Trace::steps. For the final norm and the logits `own` holds the answer's row
-  // among those of `output`.
+  // `step` indexes Trace::steps. `output` is a copy in the host's memory. For the final norm and
+  // the logits `own` holds the answer's row among those of `output`.
   virtual void OnRows(int32_t step, const model::ObservedRows& output,
                       absl::Span<const OwnRow> own) = 0;
 };
@@ -75,10 +75,12 @@ class Replayer {
  public:
   // `trace` is any of those to be replayed: backend, context and the like are taken from it.
   // `weights_sha256` is that of the checkpoint. FAILED_PRECONDITION naming what is different
-  // (version, weights, backend, instruction set) where this program cannot repeat it.
+  // (version, weights, backend, instruction set) where this program cannot repeat it. `device` as
+  // for kernels::OpenBackend; empty: the processor, or the first GPU, whichever made the trace.
   static absl::StatusOr<std::unique_ptr<Replayer>> Create(const model::Checkpoint& checkpoint,
                                                           const std::string& weights_sha256,
-                                                          const trace::Trace& trace);
+                                                          const trace::Trace& trace,
+                                                          const std::string& device = "");
 
   // The same with a backend of the caller's.
   static absl::StatusOr<std::unique_ptr<Replayer>> CreateOn(

@@ -10,7 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/version.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/device/open_backend.h"
 #include "server/receipt_check.h"
 
 namespace verbatim::verify {
@@ -81,7 +81,8 @@ absl::StatusOr<std::unique_ptr<LocalVerifier>> LocalVerifier::Create(
   if (absl::EndsWith(receipts.at(0).receipt.numerics_id, absl::StrCat("/kv-", bf16))) {
     config.kv_cache_dtype = kernels::DType::kBF16;
   }
-  auto backend = kernels::cpu::CpuBackend::Create({.threads = options.threads, .isa = options.isa});
+  auto backend = kernels::OpenBackend(
+      {.device = options.device, .threads = options.threads, .isa = options.isa});
   if (!backend.ok()) return backend.status();
   auto engine = engine::Engine::Create(config, *std::move(backend), *verifier->checkpoint_,
                                        *verifier->tokenizer_);

@@ -19,7 +19,8 @@ namespace verbatim::verify {
 
 struct LocalOptions {
   std::string model;
-  int32_t threads = 0;  // 0: every core
+  std::string device = "cpu";  // as for kernels::OpenBackend
+  int32_t threads = 0;         // 0: every core
   std::optional<kernels::cpu::Isa> isa;
 };
 

@@ -15,6 +15,7 @@
 #include "client/client.h"
 #include "client/interrupt.h"
 #include "flags/flag_set.h"
+#include "kernels/device/open_backend.h"
 #include "receipt/canonical.h"
 #include "receipt/receipt_message.h"
 #include "receipt/signature.h"
@@ -27,7 +28,7 @@ namespace {
 constexpr int kRefused = 1, kUsage = 2, kUnchecked = 3;
 
 struct Options {
-  std::string target, model, public_key, cpu_isa = "auto";
+  std::string target, model, public_key, device = "cpu", cpu_isa = "auto";
   int32_t threads = 0;
   double connect_timeout_s = 10;
 
@@ -45,6 +46,7 @@ flags::FlagSet Options::Flags() {
   flags.Add("target", &target, "HOST:PORT of a running server");
   flags.Add("connect-timeout-s", &connect_timeout_s, "seconds to wait for the server");
   flags.Add("model", &model, "the model itself: a .gguf file, or as for `verbatim serve`");
+  flags.Add("device", &device, absl::StrCat("with --model: ", kernels::kDeviceHelp));
   flags.Add("threads", &threads, "with --model: threads that compute; 0: every core");
   flags.Add("cpu-isa", &cpu_isa,
             "with --model: auto, scalar, avx2 or avx512; never changes a verdict");
@@ -150,7 +152,8 @@ absl::StatusOr<Verifiers> MakeVerifiers(const Options& options,
     verifiers.client = *std::move(client);
   }
   if (!options.model.empty()) {
-    LocalOptions local{.model = options.model, .threads = options.threads};
+    LocalOptions local{
+        .model = options.model, .device = options.device, .threads = options.threads};
     if (options.cpu_isa == "scalar") local.isa = kernels::cpu::Isa::kScalar;
     if (options.cpu_isa == "avx2") local.isa = kernels::cpu::Isa::kAvx2;
     if (options.cpu_isa == "avx512") local.isa = kernels::cpu::Isa::kAvx512;
@@ -169,6 +172,9 @@ std::string FlagError(const Options& options) {
     return "needs --target, --model or --public-key (see --help)";
   }
   if (!(options.connect_timeout_s >= 0)) return "--connect-timeout-s: is negative";
+  if (const auto device = kernels::ParseDevice(options.device); !device.ok()) {
+    return std::string(device.status().message());
+  }
   if (options.threads < 0 || options.threads > 1024) {
     return absl::StrCat("--threads: ", options.threads, " is not in [0, 1024]");
   }

@@ -36,9 +36,8 @@ TEST(OpenBackend, WithoutCudaAGpuIsRefusedAndNothingElseOpened) {
   for (const char* device : {"cuda", "cuda:1"}) {
     const absl::Status status = OpenBackend({.device = device}).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-    EXPECT_THAT(std::string(status.message()),
-                HasSubstr(std::string("--device ") + device +
-                          ": this program was built without CUDA"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(std::string("--device ") + device +
+                                                         ": this program was built without CUDA"));
   }
   EXPECT_EQ(OpenBackend({.device = "abacus"}).status().code(), absl::StatusCode::kInvalidArgument);
 }
