@@ -9,6 +9,11 @@ namespace verbatim::kernels::cuda::simt_faults {
 
 // From now on every call of the runtime fails with this, as after a sticky error.
 void FailDevice(const absl::Status& status);
+// The same once so many launches, copies, fills and waits have gone well.
+void FailDeviceAfter(int64_t operations, const absl::Status& status);
+// The allocation after so many more, and every one behind it, finds no memory.
+void FailAllocationsAfter(int64_t allocations);
+void SetFreeMemory(int64_t bytes);
 // As a new process would find the device.
 void Heal();
 void SetDeviceCount(int devices);

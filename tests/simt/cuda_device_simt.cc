@@ -1,0 +1,45 @@
+// The emulated GPU as a program's CUDA device, with little working memory.
+//
+// VERBATIM_SIMT_FAULT plants a fault for tests of whole processes: "device=N" (the device fails
+// after N operations), "allocation=N" (no memory after N allocations) or "none" (no device).
+#include <cstdlib>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/device/open_backend.h"
+#include "simt/faults.h"
+
+namespace verbatim::kernels {
+namespace {
+
+void PlantFault() {
+  const char* text = std::getenv("VERBATIM_SIMT_FAULT");
+  if (text == nullptr) return;
+  const std::string fault = text;
+  int64_t count = 0;
+  const size_t equals = fault.find('=');
+  if (equals != std::string::npos && !absl::SimpleAtoi(fault.substr(equals + 1), &count)) return;
+  if (fault == "none") cuda::simt_faults::SetDeviceCount(0);
+  if (absl::StartsWith(fault, "allocation=")) cuda::simt_faults::FailAllocationsAfter(count);
+  if (absl::StartsWith(fault, "device=")) {
+    cuda::simt_faults::FailDeviceAfter(count, absl::InternalError("cuda: an illegal address"));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units) {
+  PlantFault();
+  return cuda::CudaBackend::Create({.device = index,
+                                    .matrix_units = matrix_units,
+                                    .workspace_bytes = size_t{4} << 20,
+                                    .table_bytes = size_t{1} << 20,
+                                    .expert_table_bytes = size_t{1} << 16,
+                                    .staging_slot_bytes = size_t{1} << 20,
+                                    .sampling_scratch_bytes = size_t{4} << 20,
+                                    .sampling_list_bytes = size_t{1} << 20});
+}
+
+}  // namespace verbatim::kernels

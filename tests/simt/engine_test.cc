@@ -1,0 +1,152 @@
+// The engine over the CUDA backend on the emulated device: the CPU's bits, neighbours, memory for
+// keys and values, and a device that fails.
+#include <atomic>
+#include <string>
+#include <utility>
+
+#include "engine/engine_test_support.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/device/open_backend.h"
+#include "simt/emulator.h"
+#include "simt/faults.h"
+
+namespace verbatim::engine {
+namespace {
+
+namespace faults = kernels::cuda::simt_faults;
+using ::testing::HasSubstr;
+
+EngineConfig SmallConfig() {
+  EngineConfig config = TinyConfig();
+  config.scheduler.max_num_seqs = 4;
+  config.scheduler.max_num_batched_tokens = 32;
+  config.scheduler.max_model_len = 96;
+  config.scheduler.num_pages = 32;
+  return config;
+}
+
+class SimtEngineTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    faults::Heal();
+    faults::SetDeviceCount(1);
+    faults::SetFreeMemory(int64_t{64} << 20);
+  }
+  static absl::StatusOr<std::unique_ptr<Engine>> Start(const EngineConfig& config,
+                                                       const TestModel& model = TinyModel()) {
+    auto backend = kernels::OpenBackend({.device = "cuda"});
+    if (!backend.ok()) return backend.status();
+    return Engine::Create(config, *std::move(backend), *model.checkpoint, *model.tokenizer);
+  }
+  static GenerationRequest Request(uint32_t seed, kernels::Policy policy, int length = 21,
+                                   int max_tokens = 4) {
+    GenerationRequest request = GreedyRequest(RandomPrompt(seed, length), max_tokens);
+    request.policy = policy;
+    return request;
+  }
+  static std::string Text(const absl::Status& status) { return std::string(status.message()); }
+};
+
+TEST_F(SimtEngineTest, PortableAnswersHaveTheCpusBits) {
+  for (const TestModel* model : {&TinyModel(), &TinyMoeModel()}) {
+    auto cpu = Engine::Create(SmallConfig(), TinyBackend(1), *model->checkpoint, *model->tokenizer);
+    auto gpu = Start(SmallConfig(), *model);
+    ASSERT_TRUE(cpu.ok() && gpu.ok()) << gpu.status();
+    const int64_t launches = simt::LaunchCount();
+    EXPECT_EQ((*gpu)->SupportOf(kernels::Policy::kPortable).numerics_id,
+              (*cpu)->SupportOf(kernels::Policy::kPortable).numerics_id);
+    GenerationRequest request = Request(1, kernels::Policy::kPortable);
+    request.sampling.temperature = 1;
+    request.sampling.top_p = 0.9f;
+    auto expected = Send(**cpu, request);
+    auto got = Send(**gpu, request);
+    ASSERT_TRUE(expected->Wait().ok());
+    ASSERT_TRUE(got->Wait().ok()) << got->final_status;
+    EXPECT_EQ(got->samples[0].tokens, expected->samples[0].tokens);
+    EXPECT_EQ(got->samples[0].finished.logits_sha256, expected->samples[0].finished.logits_sha256);
+    EXPECT_GT(simt::LaunchCount(), launches);
+  }
+}
+
+TEST_F(SimtEngineTest, NeighboursOfEveryPolicyMoveNoStrongBit) {
+  auto gpu = Start(SmallConfig());
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  for (const auto policy : {kernels::Policy::kPinned, kernels::Policy::kPortable}) {
+    GenerationRequest request = Request(1, policy);
+    request.read_prefix_cache = false;
+    auto alone = Send(**gpu, request);
+    ASSERT_TRUE(alone->Wait().ok()) << alone->final_status;
+    auto first = Send(**gpu, Request(2, kernels::Policy::kThroughput, 30, 6));
+    auto among = Send(**gpu, request);
+    auto last = Send(**gpu, Request(3, kernels::Policy::kPinned, 9, 6));
+    ASSERT_TRUE(among->Wait().ok() && first->Wait().ok() && last->Wait().ok());
+    EXPECT_EQ(among->samples[0].finished.logits_sha256, alone->samples[0].finished.logits_sha256);
+  }
+}
+
+TEST_F(SimtEngineTest, KeysAndValuesGetTheirShareOfFreeMemory) {
+  EngineConfig config = SmallConfig();
+  config.scheduler.num_pages = 0;
+  config.kv_cache_share = 0.5;
+  faults::SetFreeMemory(int64_t{2} << 20);
+  auto gpu = Start(config);
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  const int64_t bytes = (*gpu)->stats().kv_cache_bytes;
+  EXPECT_LE(bytes, int64_t{1} << 20);
+  EXPECT_GT(bytes, int64_t{1} << 19);
+  faults::SetFreeMemory(4096);
+  const absl::Status little = Start(config).status();
+  EXPECT_EQ(little.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Text(little), HasSubstr("0.5 of the 4096 bytes"));
+}
+
+TEST_F(SimtEngineTest, WhatCannotStartSaysWhy) {
+  faults::SetDeviceCount(0);
+  EXPECT_THAT(Text(Start(SmallConfig()).status()), HasSubstr("--device cuda: cuda: no device 0"));
+  faults::SetDeviceCount(1);
+  // Whichever allocation fails, of the backend, the weights or the pages.
+  const int64_t before = faults::Allocations();
+  ASSERT_TRUE(Start(SmallConfig()).ok());
+  const int64_t needed = faults::Allocations() - before;
+  ASSERT_GT(needed, 20);
+  for (int64_t count = 0; count < needed; count += 5) {
+    faults::FailAllocationsAfter(count);
+    const absl::Status status = Start(SmallConfig()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << count << " " << status;
+    EXPECT_THAT(Text(status), HasSubstr("cannot allocate")) << count;
+    faults::Heal();
+  }
+}
+
+TEST_F(SimtEngineTest, ADeviceThatFailsEndsEveryRequestAndRefusesNewOnes) {
+  EngineConfig config = SmallConfig();
+  std::atomic<int> failures{0};
+  config.on_failure = [&](const absl::Status& status) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    ++failures;
+  };
+  auto gpu = Start(config);
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  ASSERT_TRUE(Send(**gpu, Request(1, kernels::Policy::kPortable))->Wait().ok());
+  EXPECT_TRUE((*gpu)->failure().ok());
+  faults::FailDeviceAfter(150, absl::InternalError("cuda: an illegal address"));
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (uint32_t i = 0; i < 6; ++i) {  // more than a step holds: some are waiting
+    sinks.push_back(Send(**gpu, Request(i, kernels::Policy::kPortable, 21, 60)));
+  }
+  for (const auto& sink : sinks) {
+    EXPECT_EQ(sink->Wait().code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(Text(sink->final_status),
+                HasSubstr("the server's device has failed: cuda: an illegal address"));
+    EXPECT_EQ(sink->done_calls, 1);
+  }
+  const auto refused = Send(**gpu, Request(9, kernels::Policy::kThroughput));
+  EXPECT_EQ(refused->Wait().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(Text((*gpu)->failure()), HasSubstr("illegal address"));
+  (*gpu)->Drain(absl::InfiniteFuture());  // ends: nothing is left
+  EXPECT_EQ(failures, 1);
+}
+
+}  // namespace
+}  // namespace verbatim::engine
