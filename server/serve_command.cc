@@ -317,7 +317,8 @@ int WaitFor(const sigset_t& set) {
 
 // Nothing is left to wait for but that clients read how their requests ended.
 int EndAfterFailure(Serving* serving) {
-  std::fprintf(stderr, "verbatim serve: %s\n", std::string(serving->engine->failure().message()).c_str());
+  std::fprintf(stderr, "verbatim serve: %s\n",
+               std::string(serving->engine->failure().message()).c_str());
   serving->grpc->SetNotServing();
   serving->grpc->Shutdown(absl::Now() + kDeliveryGrace);
   std::fprintf(stderr, "stopped\n");

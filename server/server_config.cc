@@ -291,7 +291,8 @@ absl::Status ServerConfig::Resolve(const model::ModelConfig& model_config) {
     return Bad("max-model-len", absl::StrCat(max_model_len, " is more than the model's context of ",
                                              model_config.max_position));
   }
-  if (!kv_cache_bytes.has_value()) {  // known once the weights are there; the engine checks that it is enough
+  if (!kv_cache_bytes
+           .has_value()) {  // known once the weights are there; the engine checks that it is enough
     if (max_model_len == 0) max_model_len = model_config.max_position;
     return absl::OkStatus();
   }
@@ -356,8 +357,7 @@ kernels::BackendOptions ServerConfig::ToBackendOptions() const {
   return {.device = device,
           .threads = threads,
           .isa = Isa(),
-          .matrix_units =
-              Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned)};
+          .matrix_units = Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned)};
 }
 
 std::optional<kernels::cpu::Isa> ServerConfig::Isa() const {

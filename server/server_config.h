@@ -25,7 +25,7 @@ struct ServerConfig {
   int32_t port = 50051;  // 0: one that is free
   std::string port_file;
 
-  std::optional<int64_t> max_num_seqs;            // filled in by Validate(): it depends on the device
+  std::optional<int64_t> max_num_seqs;  // filled in by Validate(): it depends on the device
   std::optional<int64_t> max_num_batched_tokens;  // likewise
   int64_t max_model_len = 0;  // 0: the model's context, or what the KV cache holds if that is less
   int64_t block_size = 32;    // tokens of a KV page
@@ -80,7 +80,7 @@ struct ServerConfig {
   engine::EngineConfig ToEngineConfig() const;
   std::optional<kernels::cpu::Isa> Isa() const;  // nullopt: auto
   kernels::Policy DefaultPolicy() const;
-  bool Allows(kernels::Policy policy) const;  // by --determinism-policies
+  bool Allows(kernels::Policy policy) const;      // by --determinism-policies
   bool OnGpu() const { return device != "cpu"; }  // after Validate()
   // Whether experts are limited for deterministic requests too, which are then refused.
   bool LimitsEveryRow() const { return moe_capacity_factor > 0 && moe_capacity_scope == "all"; }

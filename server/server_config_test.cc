@@ -127,18 +127,18 @@ TEST(ServerConfig, OnAGpuMemoryIsAShareOrBytes) {
   EXPECT_EQ(bytes.ToEngineConfig().kv_cache_dtype, kernels::DType::kF32);
   for (const char* wrong : {"0", "-0.5", "1.01", "nan"}) {
     ServerConfig config;
-    EXPECT_THAT(std::string(
-                    with({std::string("--gpu-memory-utilization=") + wrong}, &config).message()),
-                HasSubstr("--gpu-memory-utilization: "))
+    EXPECT_THAT(
+        std::string(with({std::string("--gpu-memory-utilization=") + wrong}, &config).message()),
+        HasSubstr("--gpu-memory-utilization: "))
         << wrong;
   }
   ServerConfig both;
-  EXPECT_THAT(std::string(
-                  with({"--gpu-memory-utilization=0.5", "--kv-cache-bytes=1GiB"}, &both).message()),
-              HasSubstr("--gpu-memory-utilization: and --kv-cache-bytes exclude"));
+  EXPECT_THAT(
+      std::string(with({"--gpu-memory-utilization=0.5", "--kv-cache-bytes=1GiB"}, &both).message()),
+      HasSubstr("--gpu-memory-utilization: and --kv-cache-bytes exclude"));
   ServerConfig portable;
-  ASSERT_TRUE(with({"--determinism-policies=portable", "--default-determinism=portable"}, &portable)
-                  .ok());
+  ASSERT_TRUE(
+      with({"--determinism-policies=portable", "--default-determinism=portable"}, &portable).ok());
   EXPECT_FALSE(portable.ToBackendOptions().matrix_units);
 }
 
