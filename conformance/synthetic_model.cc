@@ -264,7 +264,44 @@ class SyntheticMixture final : public SyntheticModel {
   }
 };
 
+class SyntheticForFourRanks final : public SyntheticModel {
+ public:
+  SyntheticForFourRanks() : SyntheticModel("synthetic for four ranks", 20240302) {
+    const int64_t hidden = config_.hidden_size = 128;
+    config_.num_layers = 2;
+    config_.num_heads = 9;
+    config_.num_kv_heads = 3;
+    config_.intermediate_size = 608;
+    config_.family = model::Family::kQwen2Moe;
+    model::MoeConfig& moe = config_.moe;
+    moe.num_experts = 4;
+    moe.experts_per_token = 2;
+    moe.intermediate_size = 544;
+    moe.shared_intermediate_size = 512;
+    moe.shared_gate = true;
+    moe.dense_layers = {true, false};
+    const float in = 1.0f / std::sqrt(static_cast<float>(hidden));
+    Matrix("embed", DType::kF32, kVocab, hidden, 1.0f);
+    Matrix("lm_head", DType::kBF16, kVocab, hidden, 2 * in);
+    Vector("final_norm", hidden);
+    Attention("layers.0.", DType::kQ8_0, DType::kQ4_1);
+    FeedForward("layers.0.", DType::kQ4_1, DType::kQ4_1, config_.intermediate_size);
+    Attention("layers.1.", DType::kBF16, DType::kBF16);
+    Matrix("layers.1.router", DType::kF32, moe.num_experts, hidden, 1.5f * in);
+    for (int64_t e = 0; e < moe.num_experts; ++e) {
+      FeedForward(absl::StrCat("layers.1.experts.", e, "."), DType::kBF16,
+                  e % 2 == 0 ? DType::kBF16 : DType::kQ8_0, moe.intermediate_size);
+    }
+    FeedForward("layers.1.shared.", DType::kQ8_0, DType::kF32, moe.shared_intermediate_size);
+    Matrix("layers.1.shared_gate", DType::kF32, 1, hidden, in);
+  }
+};
+
 }  // namespace
+
+std::unique_ptr<model::Checkpoint> MakeSyntheticForFourRanks() {
+  return std::make_unique<SyntheticForFourRanks>();
+}
 
 std::unique_ptr<model::Checkpoint> MakeSyntheticModel() {
   return std::make_unique<SyntheticLlama>();

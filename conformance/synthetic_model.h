@@ -19,4 +19,10 @@ std::unique_ptr<model::Checkpoint> MakeSyntheticModel();
 // 3 of 12 experts a token, whose weights are not normalised, beside a shared expert with a gate.
 std::unique_ptr<model::Checkpoint> MakeSyntheticMixture(bool shared);
 
+// A model that four ranks can share, in nodes of unequal size: 9 heads of 64 over 3 key/value heads
+// (5 chunks); a dense layer of intermediate size 608 (5 chunks), then a mixture of 2 of 4 experts
+// of size 544 (5 chunks) beside a shared one of size 512 (4 chunks), in the same formats and
+// vocabulary.
+std::unique_ptr<model::Checkpoint> MakeSyntheticForFourRanks();
+
 }  // namespace verbatim::conformance

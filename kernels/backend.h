@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/dtype.h"
 #include "kernels/ops/embedding.h"
@@ -26,6 +27,7 @@
 #include "kernels/ops/rope.h"
 #include "kernels/ops/sampling.h"
 #include "kernels/ops/swiglu.h"
+#include "kernels/ops/tree_sum.h"
 
 namespace verbatim::kernels {
 
@@ -52,6 +54,9 @@ struct LoadMatrixOptions {
   // Will be used by GroupedGemm, with for_gemm: one of many that share a step's tokens. No second
   // copy is made for large products: few tokens would profit, all experts' memory would be spent.
   bool for_experts = false;
+  // Depth of the shards, PINNED's leaves, in the tree over this matrix's own columns. Less than the
+  // whole matrix's where the columns are those of one rank: its node lies that much deeper already.
+  int shard_depth = numerics::kShardDepth;
 };
 
 class Backend {
@@ -106,6 +111,7 @@ class Backend {
   virtual absl::Status GroupedGemm(const GroupedGemmParams& params) = 0;
   virtual absl::Status MoeCombine(const MoeCombineParams& params) = 0;
   virtual absl::Status GatherRows(const GatherRowsParams& params) = 0;
+  virtual absl::Status TreeSum(const TreeSumParams& params) = 0;
   virtual absl::Status Sample(const SamplingParams& params) = 0;
 };
 

@@ -60,6 +60,7 @@ class ForwardingBackend : public Backend {
   absl::Status GatherRows(const GatherRowsParams& params) override {
     return inner_->GatherRows(params);
   }
+  absl::Status TreeSum(const TreeSumParams& params) override { return inner_->TreeSum(params); }
   absl::Status Sample(const SamplingParams& params) override { return inner_->Sample(params); }
   std::string GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
                          int64_t tokens) const override {

@@ -29,8 +29,8 @@ void Show(ForwardObserver* observer, Operation operation, int64_t layer, const f
 
 }  // namespace
 
-NumericMode FeedForward::RouterMode(const NumericMode& mode) {
-  if (!kernels::IsStrong(mode.policy)) return {.policy = mode.policy};
+NumericMode FeedForward::RouterMode(const NumericMode& mode) const {
+  if (!kernels::IsStrong(mode.policy) && options_.sums == nullptr) return {.policy = mode.policy};
   return {.policy = kernels::Policy::kPortable};
 }
 
@@ -93,15 +93,19 @@ absl::Status FeedForward::RunNetwork(const Network& network, int64_t inner, cons
                             .cols = inner});
   if (!status.ok()) return status;
   Show(observer, Operation::kSwiGlu, index, Floats(act_), rows_, inner);
-  return backend_.Gemm({.mode = mode,
-                        .weight = network.down.get(),
-                        .tokens = rows_,
-                        .x = Floats(act_),
-                        .x_stride = inner,
-                        .y = y,
-                        .y_stride = hidden,
-                        .residual = residual,
-                        .round_output = round});
+  const bool sharded = options_.sums != nullptr;
+  float* const product = sharded ? Floats(partial_) : y;
+  status = backend_.Gemm({.mode = mode,
+                          .weight = network.down.get(),
+                          .tokens = rows_,
+                          .x = Floats(act_),
+                          .x_stride = inner,
+                          .y = product,
+                          .y_stride = hidden,
+                          .residual = sharded ? nullptr : residual,
+                          .round_output = round && !sharded});
+  if (!status.ok() || !sharded) return status;
+  return options_.sums->Join(mode, product, rows_ * hidden, residual, y, round);
 }
 
 absl::Status FeedForward::RunDense(const Layer& layer, int64_t index, const NumericMode& mode,
@@ -302,8 +306,14 @@ absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const Numeri
                                  .x_stride = inner,
                                  .y = Floats(expert_rows_),
                                  .y_stride = hidden,
-                                 .round_output = round});
+                                 .round_output = round && options_.sums == nullptr});
   if (!status.ok()) return status;
+  if (options_.sums != nullptr) {
+    // Every expert's output is complete before it is weighed.
+    status = options_.sums->Join(mode, Floats(expert_rows_), places * hidden,
+                                 /*residual=*/nullptr, Floats(expert_rows_), round);
+    if (!status.ok()) return status;
+  }
   status = backend_.MoeCombine(
       {.mode = mode,
        .expert_rows = Floats(expert_rows_),

@@ -15,7 +15,10 @@
 #include "model/checkpoint.h"
 #include "model/forced_routing.h"
 #include "model/forward_observer.h"
+#include "model/load_matrix.h"
 #include "model/moe_statistics.h"
+#include "model/shard_plan.h"
+#include "parallel/partial_sums.h"
 
 namespace verbatim::model {
 
@@ -23,6 +26,10 @@ struct FeedForwardOptions {
   int64_t max_rows = 0;
   double capacity_factor = 0;  // 0: no limit
   kernels::CapacityOverflow overflow = kernels::CapacityOverflow::kDrop;
+  // This rank's part, and the joins with the others' (null: there is one rank). Ranks hold a part
+  // of every network, and every router.
+  ShardPlan plan;
+  parallel::PartialSums* sums = nullptr;
 };
 
 // Owns the weights of all layers and the working memory, which is allocated at load.
@@ -62,6 +69,7 @@ class FeedForward {
   std::vector<std::pair<std::string, std::string>> ExpertKernels(const kernels::NumericMode& mode,
                                                                  int64_t tokens) const;
   int64_t weight_bytes() const;
+  const ColumnSlices& slices() const { return slices_; }
 
  private:
   struct Network {
@@ -83,13 +91,15 @@ class FeedForward {
 
   FeedForward(kernels::Backend& backend, const ModelConfig& config,
               const FeedForwardOptions& options)
-      : backend_(backend), config_(config), options_(options) {}
+      : backend_(backend), config_(options.plan.Local(config)), options_(options) {}
 
   // The router and the shared expert's gate compute in fp32 on every device: under a strong policy
   // as PORTABLE does, which on a CPU is PINNED's own arithmetic for F32 weights.
-  static kernels::NumericMode RouterMode(const kernels::NumericMode& mode);
+  // So it is in THROUGHPUT with several ranks: all must choose the same experts.
+  kernels::NumericMode RouterMode(const kernels::NumericMode& mode) const;
   absl::Status LoadLayer(const Checkpoint& checkpoint, int64_t index);
-  absl::Status LoadNetwork(const Checkpoint& checkpoint, const std::string& prefix,
+  // `inner`: this rank's part of the intermediate size.
+  absl::Status LoadNetwork(const Checkpoint& checkpoint, const std::string& prefix, Range inner,
                            const kernels::LoadMatrixOptions& options, Network& network);
   absl::Status LoadDecoded(const Checkpoint& checkpoint, const std::string& name,
                            DecodedMatrix& decoded);
@@ -119,12 +129,14 @@ class FeedForward {
   Weighing weighing() const;
 
   kernels::Backend& backend_;
-  const ModelConfig config_;
+  const ModelConfig config_;  // of this rank
   const FeedForwardOptions options_;
+  ColumnSlices slices_;
   std::vector<Layer> layers_;
   int64_t num_moe_layers_ = 0;
   // Working memory. Rows are those of the batch, or slots of (row, expert of the row).
   std::unique_ptr<kernels::Buffer> gate_up_, act_;
+  std::unique_ptr<kernels::Buffer> partial_;  // [rows, hidden]; null with one rank
   std::unique_ptr<kernels::Buffer> logits_, weights_, shared_out_, shared_gate_, expert_rows_;
   std::unique_ptr<kernels::Buffer> offsets_, token_of_, place_of_, exempt_;
   std::unique_ptr<kernels::Buffer> experts_, wanted_;  // [mixtures, rows of the step, top_k]

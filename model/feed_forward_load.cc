@@ -32,13 +32,17 @@ absl::StatusOr<std::unique_ptr<FeedForward>> FeedForward::Load(kernels::Backend&
 }
 
 absl::Status FeedForward::LoadNetwork(const Checkpoint& checkpoint, const std::string& prefix,
-                                      const kernels::LoadMatrixOptions& options, Network& network) {
-  absl::StatusOr<std::unique_ptr<WeightMatrix>> gate_up =
-      LoadMatrix(backend_, checkpoint, {prefix + "gate", prefix + "up"}, options);
+                                      Range inner, const kernels::LoadMatrixOptions& options,
+                                      Network& network) {
+  absl::StatusOr<std::unique_ptr<WeightMatrix>> gate_up = LoadRows(
+      backend_, checkpoint,
+      {RowsOfMatrix{prefix + "gate", {inner}}, RowsOfMatrix{prefix + "up", {inner}}}, options);
   if (!gate_up.ok()) return gate_up.status();
   network.gate_up = *std::move(gate_up);
+  kernels::LoadMatrixOptions down_options = options;
+  down_options.shard_depth = std::max(options_.plan.shard_depth(), 0);
   absl::StatusOr<std::unique_ptr<WeightMatrix>> down =
-      LoadMatrix(backend_, checkpoint, {prefix + "down"}, options);
+      LoadColumns(backend_, checkpoint, prefix + "down", inner, down_options, slices_);
   if (!down.ok()) return down.status();
   network.down = *std::move(down);
   return absl::OkStatus();
@@ -67,7 +71,9 @@ absl::Status FeedForward::LoadLayer(const Checkpoint& checkpoint, int64_t index)
   const MoeConfig& moe = config_.moe;
   Layer& layer = layers_[index];
   const std::string prefix = absl::StrCat("layers.", index, ".");
-  if (!moe.IsMoe(index)) return LoadNetwork(checkpoint, prefix, {}, layer.dense);
+  if (!moe.IsMoe(index)) {
+    return LoadNetwork(checkpoint, prefix, options_.plan.intermediate, {}, layer.dense);
+  }
   layer.moe_index = num_moe_layers_++;
   statistics_.push_back({.layer = index});
   statistics_.back().tokens_per_expert.resize(static_cast<size_t>(moe.num_experts));
@@ -76,12 +82,14 @@ absl::Status FeedForward::LoadLayer(const Checkpoint& checkpoint, int64_t index)
     status.Update(LoadDecoded(checkpoint, prefix + "shared_gate", layer.shared_gate));
   }
   if (moe.shared_intermediate_size > 0) {
-    status.Update(LoadNetwork(checkpoint, prefix + "shared.", {}, layer.shared));
+    status.Update(LoadNetwork(checkpoint, prefix + "shared.", options_.plan.shared_intermediate, {},
+                              layer.shared));
   }
   layer.experts.resize(static_cast<size_t>(moe.num_experts));
   for (int64_t e = 0; e < moe.num_experts && status.ok(); ++e) {
-    status = LoadNetwork(checkpoint, absl::StrCat(prefix, "experts.", e, "."),
-                         {.for_experts = true}, layer.experts[e]);
+    status =
+        LoadNetwork(checkpoint, absl::StrCat(prefix, "experts.", e, "."),
+                    options_.plan.expert_intermediate, {.for_experts = true}, layer.experts[e]);
     layer.gate_up.push_back(layer.experts[e].gate_up.get());
     layer.down.push_back(layer.experts[e].down.get());
   }
@@ -122,6 +130,9 @@ absl::Status FeedForward::Allocate() {
   }
   status.Update(allocate(gate_up_, 2 * inner));
   status.Update(allocate(act_, inner));
+  if (options_.sums != nullptr) {
+    status.Update(allocate(partial_, rows * config_.hidden_size));
+  }
   return status;
 }
 

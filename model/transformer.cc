@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "model/gemm_kernel_runs.h"
 #include "model/load_matrix.h"
+#include "model/step_announcement.h"
 
 namespace verbatim::model {
 namespace {
@@ -34,14 +35,42 @@ void ForwardBatch::Clear() {
   forced_routing = nullptr;
 }
 
-absl::Status Transformer::Forward(const ForwardBatch& batch, const NumericMode& mode,
-                                  kernels::KvCache& cache) {
+absl::Status Transformer::FailEverywhere(const absl::Status& status) {
+  if (status.ok() || !sharded()) return status;
+  options_.communicator->Abort(status);
+  return options_.communicator->failure();
+}
+
+absl::Status Transformer::CheckStep(const ForwardBatch& batch, const NumericMode& mode) const {
   const int64_t rows = batch.rows();
   if (rows > options_.max_batch_rows || static_cast<int64_t>(batch.positions.size()) != rows) {
     return absl::InvalidArgumentError(absl::StrCat("forward: ", rows, " rows, ",
                                                    batch.positions.size(), " positions; at most ",
                                                    options_.max_batch_rows, " rows"));
   }
+  if (!sharded()) return absl::OkStatus();
+  if (batch.forced_routing != nullptr) {
+    return absl::InvalidArgumentError("forced_routing: not with several ranks");
+  }
+  if (std::string refusal = RefusalOf(mode.policy); !refusal.empty()) {
+    return absl::FailedPreconditionError(refusal);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::Forward(const ForwardBatch& batch, const NumericMode& mode,
+                                  kernels::KvCache& cache) {
+  if (absl::Status status = CheckStep(batch, mode); !status.ok()) return status;
+  if (leads()) {
+    absl::Status status = options_.communicator->Announce(EncodeForward(batch, mode));
+    if (!status.ok()) return status;
+  }
+  return FailEverywhere(ForwardShard(batch, mode, cache));
+}
+
+absl::Status Transformer::ForwardShard(const ForwardBatch& batch, const NumericMode& mode,
+                                       kernels::KvCache& cache) {
+  const int64_t rows = batch.rows();
   absl::Status status =
       backend_.CopyToDevice(tokens_->data(), batch.tokens.data(), rows * sizeof(int32_t));
   status.Update(
@@ -82,9 +111,26 @@ absl::Status Transformer::NormHeads(const Layer& layer, const NumericMode& mode,
                              .cols = all ? heads * config_.head_dim : config_.head_dim,
                              .eps = static_cast<float>(config_.rms_norm_eps)});
   };
-  absl::Status status = norm(Floats(qkv_), layer.q_norm, config_.num_heads);
+  absl::Status status = norm(Floats(qkv_), layer.q_norm, local_.num_heads);
   if (!status.ok()) return status;
-  return norm(Floats(qkv_) + q_size(), layer.k_norm, config_.num_kv_heads);
+  return norm(Floats(qkv_) + q_size(), layer.k_norm, local_.num_kv_heads);
+}
+
+absl::Status Transformer::ProjectOutput(const Layer& layer, const NumericMode& mode, int64_t rows) {
+  const int64_t hidden = config_.hidden_size;
+  const bool round = RoundsActivations(mode);
+  float* const x = Floats(x_);
+  absl::Status status = backend_.Gemm({.mode = mode,
+                                       .weight = layer.o.get(),
+                                       .tokens = rows,
+                                       .x = Floats(attended_),
+                                       .x_stride = q_size(),
+                                       .y = sharded() ? Floats(partial_) : x,
+                                       .y_stride = hidden,
+                                       .residual = sharded() ? nullptr : x,
+                                       .round_output = round && !sharded()});
+  if (!status.ok() || !sharded()) return status;
+  return sums_->Join(mode, Floats(partial_), rows * hidden, /*residual=*/x, x, round);
 }
 
 absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
@@ -130,8 +176,8 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .qkv = qkv,
                           .row_stride = qkv_size(),
                           .tokens = rows,
-                          .num_heads = config_.num_heads,
-                          .num_kv_heads = config_.num_kv_heads,
+                          .num_heads = local_.num_heads,
+                          .num_kv_heads = local_.num_kv_heads,
                           .head_dim = config_.head_dim,
                           .interleaved = config_.rope_interleaved,
                           .positions = Ints(positions_),
@@ -157,20 +203,12 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                                .q_stride = qkv_size(),
                                .y = Floats(attended_),
                                .y_stride = q_size(),
-                               .num_heads = config_.num_heads,
+                               .num_heads = local_.num_heads,
                                .scale = static_cast<float>(scale),
                                .spans = batch.spans});
   if (!status.ok()) return status;
   Observe(Operation::kAttention, index, Floats(attended_), rows, q_size());
-  status = backend_.Gemm({.mode = mode,
-                          .weight = layer.o.get(),
-                          .tokens = rows,
-                          .x = Floats(attended_),
-                          .x_stride = q_size(),
-                          .y = x,
-                          .y_stride = hidden,
-                          .residual = x,
-                          .round_output = round});
+  status = ProjectOutput(layer, mode, rows);
   if (!status.ok()) return status;
   Observe(Operation::kAttnOutput, index, x, rows, hidden);
   status = backend_.RmsNorm({.mode = mode,
@@ -190,11 +228,23 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
 absl::StatusOr<const float*> Transformer::ComputeLogits(absl::Span<const int32_t> rows,
                                                         const NumericMode& mode) {
   const int64_t count = static_cast<int64_t>(rows.size());
-  const int64_t hidden = config_.hidden_size;
   if (count > options_.max_logit_rows) {
     return absl::InvalidArgumentError(
         absl::StrCat("logits: ", count, " rows; at most ", options_.max_logit_rows));
   }
+  if (leads()) {
+    absl::Status status = options_.communicator->Announce(EncodeLogits(rows, mode));
+    if (!status.ok()) return status;
+  }
+  absl::Status status = FailEverywhere(ComputeLogitsShard(rows, mode));
+  if (!status.ok()) return status;
+  return Floats(logits_);
+}
+
+absl::Status Transformer::ComputeLogitsShard(absl::Span<const int32_t> rows,
+                                             const NumericMode& mode) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const int64_t hidden = config_.hidden_size;
   absl::Status status =
       backend_.CopyToDevice(row_index_->data(), rows.data(), count * sizeof(int32_t));
   if (!status.ok()) return status;
@@ -222,10 +272,35 @@ absl::StatusOr<const float*> Transformer::ComputeLogits(absl::Span<const int32_t
                           .x = Floats(gathered_normed_),
                           .x_stride = hidden,
                           .y = Floats(logits_),
-                          .y_stride = config_.vocab_size});
+                          .y_stride = plan_.rank == 0 ? config_.vocab_size : plan_.vocab.size()});
   if (!status.ok()) return status;
+  if (sharded()) status = GatherLogits(count);
+  if (!status.ok() || plan_.rank != 0) return status;
   Observe(Operation::kLogits, -1, Floats(logits_), count, config_.vocab_size);
-  return Floats(logits_);
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::GatherLogits(int64_t rows) {
+  if (rows == 0) return absl::OkStatus();
+  if (plan_.rank != 0) {
+    const parallel::Block mine = {.peer = 0,
+                                  .data = Floats(logits_),
+                                  .rows = rows,
+                                  .cols = plan_.vocab.size(),
+                                  .stride = plan_.vocab.size()};
+    return options_.communicator->Exchange({mine}, {});
+  }
+  std::vector<parallel::Block> theirs;
+  for (int rank = 1; rank < plan_.degree; ++rank) {
+    const absl::StatusOr<ShardPlan> plan = PlanShard(config_, rank, plan_.degree);
+    if (!plan.ok()) return plan.status();
+    theirs.push_back({.peer = rank,
+                      .data = Floats(logits_) + plan->vocab.begin,
+                      .rows = rows,
+                      .cols = plan->vocab.size(),
+                      .stride = config_.vocab_size});
+  }
+  return options_.communicator->Exchange({}, theirs);
 }
 
 std::vector<std::pair<std::string, std::string>> Transformer::GemmKernels(const NumericMode& mode,

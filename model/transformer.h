@@ -15,7 +15,11 @@
 #include "model/checkpoint.h"
 #include "model/feed_forward.h"
 #include "model/forward_observer.h"
+#include "model/load_matrix.h"
 #include "model/moe_statistics.h"
+#include "model/shard_plan.h"
+#include "parallel/communicator.h"
+#include "parallel/partial_sums.h"
 
 namespace verbatim::model {
 
@@ -38,6 +42,8 @@ struct TransformerOptions {
   int64_t max_batch_rows = 512;  // rows of one Forward
   int64_t max_logit_rows = 64;   // rows of one ComputeLogits
   int64_t max_model_len = 2048;  // positions; rotary tables are built for these
+  // Tensor parallelism: this rank's end; null: there is one rank. Must outlive the transformer.
+  parallel::Communicator* communicator = nullptr;
   // Mixtures of experts: in one Forward an expert takes at most ceil(factor · rows that are not
   // exempt · experts per token / experts) of those rows (GShard, Switch). 0: no limit.
   double moe_capacity_factor = 0;
@@ -45,6 +51,10 @@ struct TransformerOptions {
 };
 
 // Owns weights and activations on one backend. Not thread-safe; lives on the engine's thread.
+//
+// With several ranks, rank 0's calls of Forward and ComputeLogits announce themselves to the
+// others, which make the same calls in FollowSteps (model/step_announcement.h). A call that fails
+// after that fails on every rank, and for good.
 class Transformer {
  public:
   // Packs the weights. The checkpoint must outlive the result. RESOURCE_EXHAUSTED when they do not
@@ -59,7 +69,8 @@ class Transformer {
                        kernels::KvCache& cache);
 
   // Raw logits [rows.size(), vocab] of the given rows of the last Forward; at most max_logit_rows
-  // of them. The memory is the backend's and is overwritten by the next call.
+  // of them. The memory is the backend's and is overwritten by the next call. Ranks other than 0
+  // get their own columns only.
   absl::StatusOr<const float*> ComputeLogits(absl::Span<const int32_t> rows,
                                              const kernels::NumericMode& mode);
 
@@ -91,6 +102,14 @@ class Transformer {
   void set_observer(ForwardObserver* observer) { observer_ = observer; }
 
   const ModelConfig& config() const { return config_; }
+  // What this rank holds of it.
+  const ShardPlan& shard() const { return plan_; }
+  // Heads of this rank's KV cache.
+  int64_t num_kv_heads() const { return local_.num_kv_heads; }
+  // Why the ranks cannot honour a policy that the backend can, or empty.
+  std::string RefusalOf(kernels::Policy policy) const {
+    return policy == kernels::Policy::kPinned ? pinned_refusal_ : "";
+  }
   const TransformerOptions& options() const { return options_; }
   // All packed copies of the weights together.
   int64_t weight_bytes() const;
@@ -104,10 +123,27 @@ class Transformer {
   };
 
   Transformer(kernels::Backend& backend, const ModelConfig& config,
-              const TransformerOptions& options)
-      : backend_(backend), config_(config), options_(options) {}
+              const TransformerOptions& options, const ShardPlan& plan)
+      : backend_(backend),
+        config_(config),
+        options_(options),
+        plan_(plan),
+        local_(plan.Local(config)) {}
 
+  absl::Status LoadEmbeddings(const Checkpoint& checkpoint);
   absl::Status LoadLayer(const Checkpoint& checkpoint, int64_t index, Layer& layer);
+  std::string FindPinnedRefusal() const;
+  bool sharded() const { return plan_.degree > 1; }
+  bool leads() const { return sharded() && plan_.rank == 0; }
+  // What a call returns that failed after the others began it too.
+  absl::Status FailEverywhere(const absl::Status& status);
+  absl::Status CheckStep(const ForwardBatch& batch, const kernels::NumericMode& mode) const;
+  absl::Status ForwardShard(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                            kernels::KvCache& cache);
+  absl::Status ComputeLogitsShard(absl::Span<const int32_t> rows, const kernels::NumericMode& mode);
+  absl::Status GatherLogits(int64_t rows);
+  // x += attended · oᵀ.
+  absl::Status ProjectOutput(const Layer& layer, const kernels::NumericMode& mode, int64_t rows);
   absl::Status BuildRopeTables();
   absl::Status AllocateActivations();
   absl::Status RunLayer(int64_t index, const ForwardBatch& batch, const kernels::NumericMode& mode,
@@ -120,8 +156,8 @@ class Transformer {
     observer_->OnOutput({operation, layer, data, rows, cols, cols});
   }
 
-  int64_t q_size() const { return config_.num_heads * config_.head_dim; }
-  int64_t kv_size() const { return config_.num_kv_heads * config_.head_dim; }
+  int64_t q_size() const { return local_.num_heads * config_.head_dim; }
+  int64_t kv_size() const { return local_.num_kv_heads * config_.head_dim; }
   int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
   // Granite adds m · f(norm(x)) to the residual stream x, and embeds with a factor. The buffer x_
   // holds x' = x / m instead, so that no operation needs to know of m: x' grows by f(norm(x)), and
@@ -138,13 +174,19 @@ class Transformer {
   kernels::Backend& backend_;
   const ModelConfig config_;
   const TransformerOptions options_;
+  const ShardPlan plan_;
+  const ModelConfig local_;  // of this rank
+  ColumnSlices slices_;
+  std::string pinned_refusal_;
+  std::unique_ptr<parallel::PartialSums> sums_;  // null with one rank
   std::vector<Layer> layers_;
   std::unique_ptr<FeedForward> feed_forward_;
-  std::unique_ptr<kernels::WeightMatrix> embed_;    // also lm_head when tied
-  std::unique_ptr<kernels::WeightMatrix> lm_head_;  // null when tied
+  std::unique_ptr<kernels::WeightMatrix> embed_;    // also lm_head where that is null
+  std::unique_ptr<kernels::WeightMatrix> lm_head_;  // null when tied, with one rank
   std::unique_ptr<kernels::Buffer> final_norm_, cos_, sin_;
   // Activations, all fp32 with max_batch_rows (or max_logit_rows) rows.
   std::unique_ptr<kernels::Buffer> tokens_, positions_, x_, normed_, qkv_, attended_;
+  std::unique_ptr<kernels::Buffer> partial_;  // null with one rank
   std::unique_ptr<kernels::Buffer> row_index_, gathered_, gathered_normed_, logits_;
   int64_t last_rows_ = 0;
   ForwardObserver* observer_ = nullptr;

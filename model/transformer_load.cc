@@ -1,4 +1,5 @@
 // Loading of the weights, rotary tables and activations of a transformer.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -34,18 +35,20 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(kernels::Backend&
                                                    options.moe_capacity_factor,
                                                    ", not 0 (no limit) or a positive number"));
   }
-  auto model = std::unique_ptr<Transformer>(new Transformer(backend, config, options));
-
-  absl::StatusOr<std::unique_ptr<WeightMatrix>> embed = LoadMatrix(
-      backend, checkpoint, {"embed"}, {.for_gemm = config.tied_embeddings, .for_embedding = true});
-  if (!embed.ok()) return embed.status();
-  model->embed_ = *std::move(embed);
-  if (!config.tied_embeddings) {
-    absl::StatusOr<std::unique_ptr<WeightMatrix>> head =
-        LoadMatrix(backend, checkpoint, {"lm_head"});
-    if (!head.ok()) return head.status();
-    model->lm_head_ = *std::move(head);
+  parallel::Communicator* const ranks = options.communicator;
+  absl::StatusOr<ShardPlan> plan =
+      PlanShard(config, ranks == nullptr ? 0 : ranks->rank(), ranks == nullptr ? 1 : ranks->size());
+  if (!plan.ok()) return plan.status();
+  auto model = std::unique_ptr<Transformer>(new Transformer(backend, config, options, *plan));
+  if (model->sharded()) {
+    const int64_t rows =
+        options.max_batch_rows * std::max<int64_t>(config.moe.experts_per_token, 1);
+    absl::StatusOr<std::unique_ptr<parallel::PartialSums>> sums =
+        parallel::PartialSums::Create(backend, *ranks, rows * config.hidden_size);
+    if (!sums.ok()) return sums.status();
+    model->sums_ = *std::move(sums);
   }
+  if (absl::Status loaded = model->LoadEmbeddings(checkpoint); !loaded.ok()) return loaded;
   absl::StatusOr<std::vector<float>> norm = checkpoint.Vector("final_norm");
   if (!norm.ok()) return norm.status();
   if (config.logits_scaling != 1.0) {
@@ -64,44 +67,104 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(kernels::Backend&
       FeedForward::Load(backend, checkpoint,
                         {.max_rows = options.max_batch_rows,
                          .capacity_factor = options.moe_capacity_factor,
-                         .overflow = options.moe_overflow});
+                         .overflow = options.moe_overflow,
+                         .plan = *plan,
+                         .sums = model->sums_.get()});
   if (!feed_forward.ok()) return feed_forward.status();
   model->feed_forward_ = *std::move(feed_forward);
   absl::Status status = model->BuildRopeTables();
   if (status.ok()) status = model->AllocateActivations();
   if (!status.ok()) return status;
+  model->pinned_refusal_ = model->FindPinnedRefusal();
   return model;
+}
+
+std::string Transformer::FindPinnedRefusal() const {
+  if (!sharded()) return "";
+  if (plan_.shard_depth() < 0) {
+    return absl::StrCat("tensor_parallel_size: ", plan_.degree, " is more than its ",
+                        MaxPinnedDegree(), " shards");
+  }
+  const ColumnSlices* slices = &slices_;
+  if (slices->decoded == nullptr) slices = &feed_forward_->slices();
+  if (slices->decoded == nullptr) return "";
+  // Decoded weights are right where PINNED computes with values, not with the stored blocks.
+  const auto pinned = backend_.NumericsTag(kernels::Policy::kPinned);
+  const auto portable = backend_.NumericsTag(kernels::Policy::kPortable);
+  const auto kernel = [&](kernels::Policy in) {
+    return backend_.GemmKernel({.policy = in}, *slices->decoded, 1);
+  };
+  if (!pinned.ok() || !portable.ok() || *pinned == *portable ||
+      kernel(kernels::Policy::kPinned) != kernel(kernels::Policy::kPortable)) {
+    return "";
+  }
+  return absl::StrCat("tensor_parallel_size: ", plan_.degree, " ranks would cut blocks of ",
+                      slices->decoded_name, ", with which this processor computes as a whole");
+}
+
+absl::Status Transformer::LoadEmbeddings(const Checkpoint& checkpoint) {
+  const bool shared = config_.tied_embeddings && !sharded();
+  auto embed =
+      LoadMatrix(backend_, checkpoint, "embed", {.for_gemm = shared, .for_embedding = true});
+  if (!embed.ok()) return embed.status();
+  embed_ = *std::move(embed);
+  if (shared) return absl::OkStatus();
+  const std::string name = config_.tied_embeddings ? "embed" : "lm_head";
+  auto head = LoadRows(backend_, checkpoint, {RowsOfMatrix{name, {plan_.vocab}}});
+  if (!head.ok()) return head.status();
+  lm_head_ = *std::move(head);
+  return absl::OkStatus();
 }
 
 absl::Status Transformer::LoadLayer(const Checkpoint& checkpoint, int64_t index, Layer& layer) {
   const std::string prefix = absl::StrCat("layers.", index, ".");
-  const auto matrix = [&](std::unique_ptr<WeightMatrix>& out, std::vector<std::string> names) {
-    for (std::string& name : names) name = prefix + name;
-    absl::StatusOr<std::unique_ptr<WeightMatrix>> loaded = LoadMatrix(backend_, checkpoint, names);
-    if (!loaded.ok()) return loaded.status();
-    out = *std::move(loaded);
-    return absl::OkStatus();
+  const auto keep = [](std::unique_ptr<WeightMatrix>& out,
+                       absl::StatusOr<std::unique_ptr<WeightMatrix>> loaded) {
+    if (loaded.ok()) out = *std::move(loaded);
+    return loaded.status();
   };
-  const auto vector = [&](std::unique_ptr<Buffer>& out, std::vector<std::string> names) {
+  // The rows of this rank's heads, neighbours as one range.
+  const int64_t dim = config_.head_dim;
+  const Range queries = {plan_.heads.begin * dim, plan_.heads.end * dim};
+  std::vector<Range> keys;
+  for (int64_t head : plan_.kv_heads) {
+    if (!keys.empty() && keys.back().end == head * dim) {
+      keys.back().end += dim;
+    } else {
+      keys.push_back({head * dim, (head + 1) * dim});
+    }
+  }
+  const auto vector = [&](std::unique_ptr<Buffer>& out, const std::vector<RowsOfMatrix>& parts) {
     std::vector<float> joined;
-    for (const std::string& name : names) {
-      absl::StatusOr<std::vector<float>> part = checkpoint.Vector(prefix + name);
-      if (!part.ok()) return part.status();
-      joined.insert(joined.end(), part->begin(), part->end());
+    for (const RowsOfMatrix& part : parts) {
+      absl::StatusOr<std::vector<float>> whole = checkpoint.Vector(prefix + part.name);
+      if (!whole.ok()) return whole.status();
+      if (part.rows.empty()) joined.insert(joined.end(), whole->begin(), whole->end());
+      for (const Range& range : part.rows) {
+        joined.insert(joined.end(), whole->begin() + range.begin, whole->begin() + range.end);
+      }
     }
     absl::StatusOr<std::unique_ptr<Buffer>> uploaded = Upload(joined);
     if (!uploaded.ok()) return uploaded.status();
     out = *std::move(uploaded);
     return absl::OkStatus();
   };
-  absl::Status status = vector(layer.attn_norm, {"attn_norm"});
-  status.Update(vector(layer.ffn_norm, {"ffn_norm"}));
-  status.Update(matrix(layer.qkv, {"q", "k", "v"}));
-  status.Update(matrix(layer.o, {"o"}));
-  if (config_.qkv_bias) status.Update(vector(layer.qkv_bias, {"q.bias", "k.bias", "v.bias"}));
+  absl::Status status = vector(layer.attn_norm, {{"attn_norm"}});
+  status.Update(vector(layer.ffn_norm, {{"ffn_norm"}}));
+  status.Update(keep(
+      layer.qkv, LoadRows(backend_, checkpoint,
+                          {RowsOfMatrix{prefix + "q", {queries}}, RowsOfMatrix{prefix + "k", keys},
+                           RowsOfMatrix{prefix + "v", keys}})));
+  status.Update(
+      keep(layer.o, LoadColumns(backend_, checkpoint, prefix + "o", queries,
+                                {.shard_depth = std::max(plan_.shard_depth(), 0)}, slices_)));
+  if (config_.qkv_bias) {
+    status.Update(
+        vector(layer.qkv_bias, {{"q.bias", {queries}}, {"k.bias", keys}, {"v.bias", keys}}));
+  }
   if (config_.qk_norm != QkNorm::kNone) {
-    status.Update(vector(layer.q_norm, {"q_norm"}));
-    status.Update(vector(layer.k_norm, {"k_norm"}));
+    status.Update(vector(layer.q_norm, {{"q_norm"}}));
+    status.Update(vector(layer.k_norm, {{"k_norm"}}));
   }
   return status;
 }
@@ -152,6 +215,7 @@ absl::Status Transformer::AllocateActivations() {
   status.Update(allocate(normed_, rows, config_.hidden_size));
   status.Update(allocate(qkv_, rows, qkv_size()));
   status.Update(allocate(attended_, rows, q_size()));
+  if (sharded()) status.Update(allocate(partial_, rows, config_.hidden_size));
   status.Update(allocate(row_index_, logit_rows, 1));
   status.Update(allocate(gathered_, logit_rows, config_.hidden_size));
   status.Update(allocate(gathered_normed_, logit_rows, config_.hidden_size));

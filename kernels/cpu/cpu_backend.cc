@@ -25,6 +25,7 @@
 #include "kernels/cpu/rope.h"
 #include "kernels/cpu/sampling.h"
 #include "kernels/cpu/swiglu.h"
+#include "kernels/cpu/tree_sum.h"
 #include "kernels/numerics/reduction_tree.h"
 
 namespace verbatim::kernels::cpu {
@@ -188,6 +189,9 @@ absl::Status CpuBackend::MoeCombine(const MoeCombineParams& params) {
 }
 absl::Status CpuBackend::GatherRows(const GatherRowsParams& params) {
   return cpu::GatherRows(context_, params);
+}
+absl::Status CpuBackend::TreeSum(const TreeSumParams& params) {
+  return cpu::TreeSum(context_, params);
 }
 absl::Status CpuBackend::Sample(const SamplingParams& params) {
   return cpu::Sample(context_, params);

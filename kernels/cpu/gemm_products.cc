@@ -178,7 +178,12 @@ GemmPath ChoosePath(const CpuContext& context, const NumericMode& mode, const Pa
                     int64_t tokens) {
   if (mode.policy == Policy::kPortable) return GemmPath::kTree;
   if (mode.policy == Policy::kPinned) {
-    return UsesBf16Leaves(context.isa) ? GemmPath::kBf16 : GemmPath::kTree;
+    // Weights that dot products of bf16 would round are multiplied as in PORTABLE.
+    const bool exact = std::all_of(
+        weight.segments().begin(), weight.segments().end(), [](const PanelSegment& segment) {
+          return segment.dtype == DType::kF32 || segment.dtype == DType::kF16;
+        });
+    return UsesBf16Leaves(context.isa) && !exact ? GemmPath::kBf16 : GemmPath::kTree;
   }
   // The segment with the most panels decides for all.
   const PanelSegment* main = &weight.segments()[0];

@@ -92,6 +92,10 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
                                                          const LoadMatrixOptions& load_options,
                                                          const GemmOptions& gemm_options) {
   if (parts.empty()) return absl::InvalidArgumentError("a matrix needs at least one part");
+  if (load_options.shard_depth < 0 || load_options.shard_depth > numerics::kShardDepth) {
+    return absl::InvalidArgumentError(absl::StrCat("shard_depth is ", load_options.shard_depth,
+                                                   ", not 0 to ", numerics::kShardDepth));
+  }
   for (size_t i = 0; i < parts.size(); ++i) {
     if (absl::Status status = CheckPart(parts, i); !status.ok()) return status;
   }
@@ -109,7 +113,8 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
   const int64_t chunks = numerics::ChunkCount(matrix->cols_);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     matrix->tree_joins_.push_back(static_cast<uint8_t>(numerics::JoinsAfter(chunk, chunks)));
-    matrix->shard_joins_.push_back(static_cast<int8_t>(numerics::ShardJoinsAfter(chunk, chunks)));
+    matrix->shard_joins_.push_back(
+        static_cast<int8_t>(numerics::ShardJoinsAfter(chunk, chunks, load_options.shard_depth)));
   }
   size_t size_bytes = 0;
   int64_t row = 0;

@@ -12,6 +12,7 @@
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/cpu/swiglu.h"
+#include "kernels/cpu/tree_sum.h"
 #include "kernels/numerics/bf16.h"
 #include "kernels/numerics/elementary.h"
 #include "kernels/numerics/reduction_tree.h"
@@ -261,6 +262,35 @@ TEST_P(RowOpsTest, GatherRowsCopies) {
   const absl::Status status = GatherRows(context_, params);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(std::string(status.message()).find("index[2] is 50"), std::string::npos) << status;
+}
+
+TEST_P(RowOpsTest, TreeSumHasReferenceBits) {
+  const int64_t count = 1000;
+  for (int64_t parts : {1, 2, 3, 4, 5, 7, 8, 64}) {
+    SCOPED_TRACE(parts);
+    std::vector<std::vector<float>> values;
+    std::vector<const float*> pointers;
+    for (int64_t p = 0; p < parts; ++p) values.push_back(RandomFloats(count, 30 + p));
+    for (const std::vector<float>& part : values) pointers.push_back(part.data());
+    const std::vector<float> residual = RandomFloats(count, 29);
+    std::vector<float> sums(count), with_residual(count);
+    for (int64_t i = 0; i < count; ++i) {
+      std::vector<float> column;
+      for (const std::vector<float>& part : values) column.push_back(part[i]);
+      sums[i] = numerics::TreeSum(column.data(), parts);
+      with_residual[i] = residual[i] + sums[i];
+    }
+    std::vector<float> y = residual;
+    TreeSumParams params{.parts = pointers, .count = count, .residual = y.data(), .y = y.data()};
+    ASSERT_TRUE(TreeSum(context_, params).ok());
+    EXPECT_TRUE(SameBits(with_residual, y));
+    // Into one of the parts.
+    params.residual = nullptr;
+    params.y = values.back().data();
+    ASSERT_TRUE(TreeSum(context_, params).ok());
+    EXPECT_TRUE(SameBits(sums, values.back()));
+  }
+  EXPECT_EQ(TreeSum(context_, {.count = 1}).code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_P(RowOpsTest, RefuseContradictions) {

@@ -77,6 +77,7 @@ class CudaBackend final : public Backend {
   absl::Status GroupedGemm(const GroupedGemmParams& params) override;
   absl::Status MoeCombine(const MoeCombineParams& params) override;
   absl::Status GatherRows(const GatherRowsParams& params) override;
+  absl::Status TreeSum(const TreeSumParams& params) override;
   absl::Status Sample(const SamplingParams& params) override;
 
  private:

@@ -350,6 +350,18 @@ absl::Status CudaBackend::GatherRows(const GatherRowsParams& params) {
                                                               stream_));
 }
 
+absl::Status CudaBackend::TreeSum(const TreeSumParams& params) {
+  if (absl::Status status = CheckTreeSum(params); !status.ok()) return status;
+  if (params.count == 0) return absl::OkStatus();
+  TreeSumArgs args = {.num_parts = static_cast<int>(params.parts.size()),
+                      .count = params.count,
+                      .residual = params.residual,
+                      .y = params.y,
+                      .round = params.round_output && Rounds(params.mode)};
+  std::copy(params.parts.begin(), params.parts.end(), args.parts);
+  return runtime::LaunchStatus("TreeSum", LaunchTreeSum(args, stream_));
+}
+
 absl::Status CudaBackend::Sample(const SamplingParams& params) {
   if (absl::Status status = Enter(); !status.ok()) return status;
   if (absl::Status status = sampler_->Sample(params); !status.ok()) return status;

@@ -12,6 +12,7 @@
 #include "kernels/cuda/stream.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/dtype.h"
+#include "kernels/ops/tree_sum.h"
 
 namespace verbatim::kernels::cuda {
 
@@ -79,6 +80,16 @@ struct GatherRowsArgs {
   uint32_t* fault;
 };
 int LaunchGatherRows(const GatherRowsArgs& args, Stream stream);
+
+struct TreeSumArgs {
+  const float* parts[kMaxTreeParts];
+  int num_parts;
+  int64_t count;
+  const float* residual;  // or null
+  float* y;
+  bool round;
+};
+int LaunchTreeSum(const TreeSumArgs& args, Stream stream);
 
 // The paged cache. Per (layer, page, head): K as segments of 16 bytes along head_dim,
 // [key_segments][page_tokens][16 bytes]; then V, [page_tokens][v_stride].

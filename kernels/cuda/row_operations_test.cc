@@ -142,6 +142,30 @@ TEST_F(RowOperationsTest, GatherRows) {
   });
 }
 
+TEST_F(RowOperationsTest, TreeSum) {
+  for (int count : {1, 2, 3, 4, 5, 8, 64}) {
+    SCOPED_TRACE(count);
+    for (bool round : {false, true}) {
+      ExpectSameBits([&](Backend& backend) {
+        Arrays arrays(backend);
+        std::vector<const float*> parts;
+        for (int p = 0; p < count; ++p) parts.push_back(arrays.Put(RandomFloats(700, 20 + p)));
+        float* y = arrays.Put(RandomFloats(700, 5));
+        NumericMode mode;
+        if (round) mode = {Policy::kThroughput, ActivationType::kBF16};
+        const absl::Status status = backend.TreeSum({.mode = mode,
+                                                     .parts = parts,
+                                                     .count = 700,
+                                                     .residual = count == 2 ? nullptr : y,
+                                                     .y = y,
+                                                     .round_output = round});
+        EXPECT_TRUE(status.ok()) << status;
+        return arrays.Get(y, 700);
+      });
+    }
+  }
+}
+
 TEST_F(RowOperationsTest, EmbeddingOfEveryFormat) {
   for (DType format : cpu::kAllDTypes) {
     SCOPED_TRACE(std::string(InfoOf(format).name));

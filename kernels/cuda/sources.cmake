@@ -14,7 +14,8 @@ set(VERBATIM_CUDA_KERNELS
   rms_norm.cu
   rope.cu
   sampling.cu
-  swiglu.cu)
+  swiglu.cu
+  tree_sum.cu)
 set(VERBATIM_CUDA_HOST_SOURCES
   batch_tables.cc
   cuda_backend.cc

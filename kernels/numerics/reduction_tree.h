@@ -50,12 +50,12 @@ VERBATIM_HD constexpr int JoinsAfter(int64_t chunk, int64_t count) {
   return DescendTo(64, chunk, count);
 }
 
-// Shards: the nodes at depth kShardDepth (and leaves above it), each accumulated without joins by
-// PINNED where it uses matrix or dot-product units. -1 while the shard of `chunk` goes on; where
-// `chunk` is its last, how many nodes above are complete then.
+// Shards: the nodes at depth kShardDepth, or `depth` (and leaves above it), each accumulated
+// without joins by PINNED where it uses matrix or dot-product units. -1 while the shard of `chunk`
+// goes on; where `chunk` is its last, how many nodes above are complete then.
 inline constexpr int kShardDepth = 2;
-VERBATIM_HD constexpr int ShardJoinsAfter(int64_t chunk, int64_t count) {
-  const int joins = DescendTo(kShardDepth, chunk, count);
+VERBATIM_HD constexpr int ShardJoinsAfter(int64_t chunk, int64_t count, int depth = kShardDepth) {
+  const int joins = DescendTo(depth, chunk, count);
   return chunk + 1 == count ? joins : -1;
 }
 

@@ -144,6 +144,22 @@ absl::Status CheckMoePermute(const MoePermuteParams& params) {
   return absl::OkStatus();
 }
 
+absl::Status CheckTreeSum(const TreeSumParams& params) {
+  const int64_t parts = static_cast<int64_t>(params.parts.size());
+  if (params.count < 0 || parts < 1 || parts > kMaxTreeParts) {
+    return absl::InvalidArgumentError(absl::StrCat("TreeSum: count ", params.count, ", ", parts,
+                                                   " parts, not 1 to ", kMaxTreeParts));
+  }
+  if (params.count == 0) return absl::OkStatus();
+  for (int64_t i = 0; i < parts; ++i) {
+    if (params.parts[i] == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("TreeSum: parts[", i, "] is missing"));
+    }
+  }
+  if (params.y == nullptr) return absl::InvalidArgumentError("TreeSum: y is missing");
+  return absl::OkStatus();
+}
+
 std::string SamplingRowError(const SamplingRow& row, int64_t vocab) {
   const auto out_of_range = [vocab](int64_t token) { return token < 0 || token >= vocab; };
   if (!(row.temperature >= 0.0f) || std::isinf(row.temperature)) {

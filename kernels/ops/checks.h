@@ -13,6 +13,7 @@
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/sampling.h"
 #include "kernels/ops/swiglu.h"
+#include "kernels/ops/tree_sum.h"
 
 namespace verbatim::kernels {
 
@@ -28,6 +29,7 @@ absl::Status CheckSpans(const KvCacheConfig& config, int64_t layer,
 absl::Status CheckAttention(const AttentionParams& params, const KvCacheConfig& config);
 absl::Status CheckRmsNorm(const RmsNormParams& params);
 absl::Status CheckSwiGlu(const SwiGluParams& params);
+absl::Status CheckTreeSum(const TreeSumParams& params);
 
 // INVALID_ARGUMENT naming the operation and the number that is out of its range.
 absl::Status CheckExperts(const char* operation, int64_t num_experts, int64_t top_k);
