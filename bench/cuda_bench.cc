@@ -1,8 +1,8 @@
-// Benchmarks of the CUDA backend in the shapes of Llama-3.1-8B, against the device's own limits and
-// cuBLASLt: matrix products, attention, whole decode steps and prefills.
+// Benchmarks of the CUDA backend's operations in the shapes of Llama-3.1-8B, against the device's
+// own limits and cuBLASLt: matrix products and attention. Whole models: cuda_model_bench.
 //
-// cuda_bench [--seconds S] prints one JSON object. Weights and activations are random; times are
-// medians of repeated runs; sections are left out, and named, once S seconds are over.
+// cuda_bench [--only gemm|attention] [--seconds S] prints one JSON object. Weights and activations
+// are random; times are medians of repeated runs; attention is left out once S seconds are over.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -21,8 +21,6 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/numerics/bf16.h"
-#include "model/checkpoint.h"
-#include "model/transformer.h"
 #include "nlohmann/json.hpp"
 
 namespace verbatim::bench {
@@ -301,137 +299,21 @@ json BenchAttention(Backend& backend, double copy_rate) {
   return out;
 }
 
-// Llama-3.1-8B with random weights; every layer has the same, which the kernels cannot know.
-class RandomCheckpoint final : public model::Checkpoint {
- public:
-  RandomCheckpoint() {
-    config_.name = "llama-3.1-8b, random";
-    config_.vocab_size = 128256;
-    config_.hidden_size = 4096;
-    config_.intermediate_size = 14336;
-    config_.num_layers = 32;
-    config_.num_heads = kHeads;
-    config_.num_kv_heads = kKvHeads;
-    config_.head_dim = kHeadDim;
-    config_.max_position = 131072;
-    config_.rope_theta = 500000;
-    weights_ = RandomBf16(static_cast<size_t>(config_.vocab_size * config_.hidden_size), 10);
-  }
-  const model::ModelConfig& config() const override { return config_; }
-  absl::StatusOr<StoredMatrix> Matrix(std::string_view name) const override {
-    const std::string_view last = name.substr(name.rfind('.') + 1);
-    int64_t rows = 4096, cols = 4096;
-    if (last == "embed" || last == "lm_head") rows = config_.vocab_size;
-    if (last == "k" || last == "v") rows = kKvHeads * kHeadDim;
-    if (last == "gate" || last == "up") rows = config_.intermediate_size;
-    if (last == "down") cols = config_.intermediate_size;
-    return StoredMatrix{DType::kBF16, rows, cols,
-                        reinterpret_cast<const std::byte*>(weights_.data())};
-  }
-  absl::StatusOr<std::vector<float>> Vector(std::string_view) const override {
-    return std::vector<float>(static_cast<size_t>(config_.hidden_size), 1.0f);
-  }
-  absl::StatusOr<std::unique_ptr<model::Tokenizer>> LoadTokenizer() const override {
-    return absl::UnimplementedError("random weights have no tokenizer");
-  }
-  std::string WeightsFingerprint() const override { return "random"; }
-  int64_t weight_bytes() const override { return 0; }
-  const std::string& path() const override { return config_.name; }
-
- private:
-  model::ModelConfig config_;
-  std::vector<uint16_t> weights_;
-};
-
-json BenchModel(Backend& backend, double copy_rate, const std::function<bool()>& time_left) {
-  json out = json::array();
-  const RandomCheckpoint checkpoint;
-  std::unique_ptr<model::Transformer> transformer =
-      Value(model::Transformer::Load(
-                backend, checkpoint,
-                {.max_batch_rows = 2048, .max_logit_rows = 256, .max_model_len = 4096}),
-            "load");
-  const model::ModelConfig& config = checkpoint.config();
-  const double weight_bytes =
-      2.0 * static_cast<double>(config.num_layers *
-                                    (6144 * 4096 + 4096 * 4096 + 28672 * 4096 + 4096 * 14336) +
-                                config.vocab_size * config.hidden_size);
-  constexpr int64_t kContext = 1024;
-  for (int64_t sequences : {1, 8, 16, 64, 256}) {
-    if (!time_left()) {
-      out.push_back({{"left_out", "out of time"}, {"sequences", sequences}});
-      continue;
-    }
-    const Histories h =
-        MakeHistories(backend, config.num_layers, sequences, kContext, DType::kBF16);
-    model::ForwardBatch batch;
-    std::vector<int32_t> rows;
-    std::vector<SamplingRow> sampling(static_cast<size_t>(sequences));
-    std::vector<SampledRow> sampled(sampling.size());
-    for (int64_t s = 0; s < sequences; ++s) {
-      batch.tokens.push_back(static_cast<int32_t>(s + 1));
-      batch.positions.push_back(kContext);
-      rows.push_back(static_cast<int32_t>(s));
-      sampling[static_cast<size_t>(s)].seed = static_cast<uint64_t>(s);
-    }
-    batch.spans = h.decode;
-    for (Policy policy : {Policy::kPinned, Policy::kPortable}) {
-      const NumericMode mode{policy};
-      const double seconds = MedianSeconds(
-          [&](int) {
-            Check(transformer->Forward(batch, mode, *h.cache), "forward");
-            const float* logits = Value(transformer->ComputeLogits(rows, mode), "logits");
-            Check(backend.Sample({.logits = logits,
-                                  .stride = config.vocab_size,
-                                  .vocab = config.vocab_size,
-                                  .rows = sampling,
-                                  .results = absl::MakeSpan(sampled)}),
-                  "sample");
-          },
-          [] {});
-      const double kv_bytes = static_cast<double>(config.num_layers * sequences * (kContext + 1) *
-                                                  kKvHeads * kHeadDim * 2 * 2);
-      out.push_back({{"kind", "decode"},
-                     {"policy", std::string(NameOf(policy))},
-                     {"sequences", sequences},
-                     {"context", kContext},
-                     {"ms_per_step", seconds * 1e3},
-                     {"tokens_per_s", static_cast<double>(sequences) / seconds},
-                     {"bandwidth_share",
-                      copy_rate > 0 ? (weight_bytes + kv_bytes) / seconds / copy_rate : 0.0}});
-    }
-  }
-  if (time_left()) {
-    const Histories h = MakeHistories(backend, config.num_layers, 1, 2047, DType::kBF16);
-    model::ForwardBatch batch;
-    for (int32_t i = 0; i < 2048; ++i) {
-      batch.tokens.push_back(i);
-      batch.positions.push_back(i);
-    }
-    batch.spans = {{0, 2048, 0, h.pages[0].data(), static_cast<int32_t>(h.pages[0].size())}};
-    for (Policy policy : {Policy::kPinned, Policy::kPortable}) {
-      const double seconds = MedianSeconds(
-          [&](int) { Check(transformer->Forward(batch, {policy}, *h.cache), "forward"); },
-          [&] { Check(backend.Synchronize(), "forward"); });
-      out.push_back({{"kind", "prefill"},
-                     {"policy", std::string(NameOf(policy))},
-                     {"tokens", 2048},
-                     {"ms", seconds * 1e3},
-                     {"tokens_per_s", 2048 / seconds}});
-    }
-  }
-  return out;
-}
-
 int Main(int argc, char** argv) {
   double limit_seconds = 360;
+  std::string only;
   for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc &&
+        (std::strcmp(argv[i + 1], "gemm") == 0 || std::strcmp(argv[i + 1], "attention") == 0)) {
+      only = argv[++i];
+      continue;
+    }
     if (std::strcmp(argv[i], "--seconds") == 0 && i + 1 < argc &&
         absl::SimpleAtod(argv[i + 1], &limit_seconds)) {
       ++i;
       continue;
     }
-    std::fprintf(stderr, "usage: cuda_bench [--seconds S]\n");
+    std::fprintf(stderr, "usage: cuda_bench [--only gemm|attention] [--seconds S]\n");
     return 2;
   }
   const Clock::time_point start = Clock::now();
@@ -449,9 +331,8 @@ int Main(int argc, char** argv) {
   std::string why;
   const std::unique_ptr<LibraryGemm> library = LibraryGemm::Load(&why);
   if (library == nullptr) out["no_cublaslt"] = why;
-  out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
-  if (time_left()) out["attention"] = BenchAttention(*backend, copy_rate);
-  if (time_left()) out["llama_3_1_8b"] = BenchModel(*backend, copy_rate, time_left);
+  if (only != "attention") out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
+  if (only != "gemm" && time_left()) out["attention"] = BenchAttention(*backend, copy_rate);
   out["seconds"] = SecondsSince(start);
   std::printf("%s\n", out.dump(1).c_str());
   return 0;

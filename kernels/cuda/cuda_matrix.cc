@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/weight_packing.h"
+#include "kernels/numerics/reduction_tree.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -132,6 +133,10 @@ absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(absl::Span<const St
                                                              const LoadMatrixOptions& options,
                                                              bool with_bf16, Uploader& uploader) {
   if (absl::Status status = CheckParts(parts); !status.ok()) return status;
+  if (options.shard_depth < 0 || options.shard_depth > numerics::kShardDepth) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "LoadMatrix: shard_depth is ", options.shard_depth, ", not 0 to ", numerics::kShardDepth));
+  }
   int64_t rows = 0;
   for (const StoredMatrix& part : parts) rows += part.rows;
   auto matrix = std::unique_ptr<CudaMatrix>(new CudaMatrix(rows, parts[0].cols, options));

@@ -132,6 +132,7 @@ absl::Status CudaBackend::GroupedGemm(const GroupedGemmParams& params) {
                  .x_rows = params.x_rows,
                  .fault = fault()};
   args.cols = k;
+  args.shard_depth = (*weights)->shard_depth;
   args.y = params.y;
   args.y_stride = params.y_stride;
   args.round = !IsStrong(params.mode.policy) && params.mode.activations == ActivationType::kBF16 &&

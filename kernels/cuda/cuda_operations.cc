@@ -167,7 +167,8 @@ absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const Cuda
                      .round = round,
                      .partials = reinterpret_cast<float*>(rounded + rounded_bytes),
                      .partial_bytes = workspace_->size_bytes() - rounded_bytes,
-                     .multiprocessors = info_.multiprocessors},
+                     .multiprocessors = info_.multiprocessors,
+                     .shard_depth = weight.load_options().shard_depth},
                     stream_));
     if (!status.ok()) return status;
   }

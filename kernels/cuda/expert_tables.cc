@@ -29,6 +29,11 @@ absl::StatusOr<std::vector<const CudaMatrix*>> MatricesOf(
           absl::StrCat("GroupedGemm: weights[", e, "] is [", matrix->rows(), ", ", matrix->cols(),
                        "], weights[0] [", matrices[0]->rows(), ", ", matrices[0]->cols(), "]"));
     }
+    if (matrix->load_options().shard_depth != matrices[0]->load_options().shard_depth) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "GroupedGemm: weights[", e, "] has shards of depth ", matrix->load_options().shard_depth,
+          ", weights[0] of ", matrices[0]->load_options().shard_depth));
+    }
   }
   return matrices;
 }
@@ -57,7 +62,9 @@ absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMat
 
   absl::StatusOr<std::vector<const CudaMatrix*>> experts = MatricesOf(weights);
   if (!experts.ok()) return experts.status();
-  ExpertWeights result{.rows = experts->front()->rows(), .cols = experts->front()->cols()};
+  ExpertWeights result{.rows = experts->front()->rows(),
+                       .cols = experts->front()->cols(),
+                       .shard_depth = experts->front()->load_options().shard_depth};
   // A table for every (position, format) that occurs; experts' formats may differ.
   std::vector<ExpertParts>& tables = result.tables;
   std::vector<PackedPart> parts;  // [tables][experts]

@@ -25,6 +25,7 @@ struct ExpertParts {
 
 struct ExpertWeights {
   int64_t rows = 0, cols = 0;  // of every expert's matrix
+  int shard_depth = 0;         // likewise
   std::vector<ExpertParts> tables;
 };
 
