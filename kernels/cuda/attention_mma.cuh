@@ -99,20 +99,21 @@ __device__ __forceinline__ void LoadQueries(const AttentionArgs& args, const Que
   }
 }
 
-// Q · K for 16 positions, whose first is at `keys`; `positions` of them to a segment.
-template <int kDim>
-__device__ __forceinline__ void Dots(const uint32_t (&q)[Shape<kDim>::kSteps][4],
-                                     const unsigned char* keys, int positions, int lane,
-                                     float (&low)[4], float (&high)[4]) {
+// Q · K for 16 positions, whose first is at `keys`; `positions` of them to a segment. query(step,
+// q) gives the queries' operand of a step.
+template <int kDim, class Query>
+__device__ __forceinline__ void Dots(Query query, const unsigned char* keys, int positions,
+                                     int lane, float (&low)[4], float (&high)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) low[i] = high[i] = 0.0f;
   const unsigned char* row = keys + (lane / 8 % 2 * positions + lane / 16 * 8 + lane % 8) * 16;
 #pragma unroll
   for (int step = 0; step < Shape<kDim>::kSteps; ++step) {
-    uint32_t k[4];
+    uint32_t q[4], k[4];
+    query(step, q);
     LoadMatrixX4(k, row + 2 * step * positions * 16);
-    MmaBf16(low, q[step], {k[0], k[1]});
-    MmaBf16(high, q[step], {k[2], k[3]});
+    MmaBf16(low, q, {k[0], k[1]});
+    MmaBf16(high, q, {k[2], k[3]});
   }
 }
 
@@ -276,7 +277,7 @@ struct History {
 template <int kDim, int kPositions, int kCount>
 __device__ __forceinline__ void CopyKeys(const History& history, int start, int end, int thread,
                                          unsigned char* to) {
-#pragma unroll 4
+#pragma unroll 2
   for (int i = thread; i < Shape<kDim>::kSegments * kPositions; i += kCount) {
     const int position = start + i % kPositions, segment = i / kPositions;
     const bool exists = position < end && segment < history.segments;
@@ -288,7 +289,7 @@ template <int kDim, int kPositions, int kCount>
 __device__ __forceinline__ void CopyValues(const History& history, int start, int end, int thread,
                                            unsigned char* to) {
   constexpr int kSegments = Shape<kDim>::kSegments;
-#pragma unroll 4
+#pragma unroll 2
   for (int i = thread; i < kSegments * kPositions; i += kCount) {
     const int place = i / kSegments, segment = i % kSegments;
     const bool exists = start + place < end && segment < history.segments;

@@ -69,6 +69,10 @@ __global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
   copy_keys(1);
   uint32_t q[Shape<kDim>::kSteps][4];
   LoadQueries<kDim>(args, queries, 0, lane, q);
+  const auto query = [&](int step, uint32_t(&fragment)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) fragment[i] = q[step][i];
+  };
   float s[kBlock / 8][4] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
 #pragma unroll
       for (int t = 0; t < kHalf / kStep; ++t) {
         const int n = half * (kHalf / 8) + 2 * t;
-        Dots<kDim>(q, stage_of(half) + t * kStep * 16, kHalf, lane, s[n], s[n + 1]);
+        Dots<kDim>(query, stage_of(half) + t * kStep * 16, kHalf, lane, s[n], s[n + 1]);
       }
     }
     SyncWarp();  // and have been read

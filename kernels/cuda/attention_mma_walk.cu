@@ -55,6 +55,19 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
     }
   }
 
+  const auto query = [&](int step, uint32_t(&fragment)[4]) {
+    if (Memory::kKeepQueries) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fragment[i] = q[step][i];
+    } else {
+      const uint4 four = parked[step * kThreads];
+      fragment[0] = four.x;
+      fragment[1] = four.y;
+      fragment[2] = four.z;
+      fragment[3] = four.w;
+    }
+  };
+
   float total_m[2] = {0.0f, 0.0f}, total_l[2] = {0.0f, 0.0f};
   float m[2] = {0.0f, 0.0f}, l[2] = {0.0f, 0.0f};
   float o[2 * kPairs][4] = {};
@@ -74,19 +87,9 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
     float alpha[2] = {1.0f, 1.0f};
     if (seen.most > 0) {
       float s[kBlock / 8][4];
-      if (!Memory::kKeepQueries) {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          const uint4 four = parked[step * kThreads];
-          q[step][0] = four.x;
-          q[step][1] = four.y;
-          q[step][2] = four.z;
-          q[step][3] = four.w;
-        }
-      }
 #pragma unroll
       for (int t = 0; t < kBlock / kStep; ++t) {
-        Dots<kDim>(q, keys + t * kStep * 16, kBlock, lane, s[2 * t], s[2 * t + 1]);
+        Dots<kDim>(query, keys + t * kStep * 16, kBlock, lane, s[2 * t], s[2 * t + 1]);
       }
       float greatest[2], sum[2];
       ScaleAndMaximum(s, seen, args.scale, lane, greatest);
@@ -145,6 +148,7 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
           const float joined = total * a[i / 2] + o[n][i] * b[i / 2];
           o[n][i] = visible[i / 2] > cut_start ? joined : total;
         }
+        SyncWarp();  // keeps registers free: not all totals are to be loaded before the first joins
       }
     } else {
 #pragma unroll
