@@ -385,6 +385,10 @@ int LaunchAttention(const AttentionArgs& args, Stream stream) {
                                    : LaunchColumns<float, 32>(args, stream);
   }
   if (error != 0 || args.partials == nullptr) return error;
+  return LaunchAttentionFold(args, stream);
+}
+
+int LaunchAttentionFold(const AttentionArgs& args, Stream stream) {
   return Launch(
       FoldKernel,
       {dim3(static_cast<unsigned int>(args.batch_rows), static_cast<unsigned int>(args.num_heads)),

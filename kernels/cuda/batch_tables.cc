@@ -13,6 +13,47 @@ int64_t PagesOf(const KvCacheConfig& config, const SequenceSpan& span) {
   return (positions + config.page_tokens - 1) / config.page_tokens;
 }
 
+int64_t CutsOf(int64_t positions) { return (positions + kCut - 1) / kCut; }
+
+// Up to two tiles of the split way: the history is then read twice, mostly from the L2 cache.
+bool HasFewQueries(const SequenceSpan& span, int64_t heads_per_kv) {
+  return span.num_rows * heads_per_kv <= 2 * kSplitTileQueries;
+}
+
+void Clear(AttentionTables* tables) {
+  tables->tiles.clear();
+  tables->pages.clear();
+  tables->row_cuts.clear();
+  tables->split_tiles = tables->max_cuts = tables->max_walk_cuts = 0;
+}
+
+// The index of the span's first page.
+int32_t AddPages(const KvCacheConfig& config, const SequenceSpan& span, AttentionTables* tables) {
+  const int32_t first = static_cast<int32_t>(tables->pages.size());
+  if (span.num_rows > 0) {
+    tables->pages.insert(tables->pages.end(), span.pages, span.pages + PagesOf(config, span));
+  }
+  return first;
+}
+
+void AddTiles(const SequenceSpan& span, int32_t first_page, int64_t heads_per_kv,
+              int64_t tile_queries, AttentionTables* tables) {
+  const int64_t queries = int64_t{span.num_rows} * heads_per_kv;
+  for (int64_t query = 0; query < queries; query += tile_queries) {
+    tables->tiles.push_back({span.first_row, span.first_position, static_cast<int32_t>(query),
+                             static_cast<int32_t>(std::min(tile_queries, queries - query)),
+                             first_page});
+  }
+}
+
+void AddCuts(const SequenceSpan& span, AttentionTables* tables) {
+  for (int32_t i = 0; i < span.num_rows; ++i) {
+    const int64_t cuts = CutsOf(int64_t{span.first_position} + i + 1);
+    tables->row_cuts[static_cast<size_t>(int64_t{span.first_row} + i)] = static_cast<int32_t>(cuts);
+    tables->max_cuts = std::max(tables->max_cuts, cuts);
+  }
+}
+
 }  // namespace
 
 void BuildKvRows(const KvCacheConfig& config, absl::Span<const SequenceSpan> spans,
@@ -29,10 +70,7 @@ void BuildKvRows(const KvCacheConfig& config, absl::Span<const SequenceSpan> spa
 
 void BuildAttentionTables(const KvCacheConfig& config, int64_t heads_per_kv,
                           absl::Span<const SequenceSpan> spans, AttentionTables* tables) {
-  tables->tiles.clear();
-  tables->pages.clear();
-  tables->row_cuts.clear();
-  tables->max_cuts = 0;
+  Clear(tables);
   int64_t rows = 0, most_queries = 0;
   for (const SequenceSpan& span : spans) {
     rows = std::max<int64_t>(rows, int64_t{span.first_row} + span.num_rows);
@@ -42,26 +80,48 @@ void BuildAttentionTables(const KvCacheConfig& config, int64_t heads_per_kv,
   tables->tile_queries = most_queries > 8 ? 32 : 8;
   for (const SequenceSpan& span : spans) {
     if (span.num_rows == 0) continue;
-    const int32_t first_page = static_cast<int32_t>(tables->pages.size());
-    tables->pages.insert(tables->pages.end(), span.pages, span.pages + PagesOf(config, span));
-    const int64_t queries = int64_t{span.num_rows} * heads_per_kv;
-    for (int64_t query = 0; query < queries; query += tables->tile_queries) {
-      tables->tiles.push_back(
-          {span.first_row, span.first_position, static_cast<int32_t>(query),
-           static_cast<int32_t>(std::min(tables->tile_queries, queries - query)), first_page});
-    }
-    for (int32_t i = 0; i < span.num_rows; ++i) {
-      const int64_t cuts = (int64_t{span.first_position} + i + kCut) / kCut;
-      tables->row_cuts[static_cast<size_t>(int64_t{span.first_row} + i)] =
-          static_cast<int32_t>(cuts);
-      tables->max_cuts = std::max(tables->max_cuts, cuts);
-    }
+    AddTiles(span, AddPages(config, span, tables), heads_per_kv, tables->tile_queries, tables);
+    AddCuts(span, tables);
   }
 }
 
-bool SpanMemory::SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt) {
+void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
+                             absl::Span<const SequenceSpan> spans, int64_t max_row_cuts,
+                             AttentionTables* tables) {
+  Clear(tables);
+  int64_t rows = 0, split_rows = 0, split_cuts = 0;
+  for (const SequenceSpan& span : spans) {
+    const int64_t end = int64_t{span.first_row} + span.num_rows;
+    rows = std::max(rows, end);
+    if (!HasFewQueries(span, heads_per_kv)) continue;
+    split_rows = std::max(split_rows, end);
+    split_cuts = std::max(split_cuts, CutsOf(int64_t{span.first_position} + span.num_rows));
+  }
+  const bool split = split_cuts == 1 || split_rows * split_cuts <= max_row_cuts;
+  tables->row_cuts.assign(static_cast<size_t>(split ? split_rows : 0), 0);
+  std::vector<int32_t> first_pages;
+  for (const SequenceSpan& span : spans) first_pages.push_back(AddPages(config, span, tables));
+  for (bool few : {true, false}) {
+    for (size_t i = 0; i < spans.size(); ++i) {
+      const SequenceSpan& span = spans[i];
+      if (span.num_rows == 0 || (split && HasFewQueries(span, heads_per_kv)) != few) continue;
+      AddTiles(span, first_pages[i], heads_per_kv, few ? kSplitTileQueries : kWalkTileQueries,
+               tables);
+      if (few) {
+        AddCuts(span, tables);
+      } else {
+        tables->max_walk_cuts =
+            std::max(tables->max_walk_cuts, CutsOf(int64_t{span.first_position} + span.num_rows));
+      }
+    }
+    if (few) tables->split_tiles = static_cast<int64_t>(tables->tiles.size());
+  }
+}
+
+bool SpanMemory::SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt,
+                              int64_t more_salt) {
   candidate_.clear();
-  candidate_.push_back(salt);
+  candidate_.insert(candidate_.end(), {salt, more_salt});
   for (const SequenceSpan& span : spans) {
     if (span.num_rows == 0) continue;
     candidate_.insert(candidate_.end(),

@@ -16,21 +16,29 @@ void BuildKvRows(const KvCacheConfig& config, absl::Span<const SequenceSpan> spa
                  std::vector<KvRow>* rows);
 
 struct AttentionTables {
+  // For the matrix units: first the tiles of the split way, then those of the other.
   std::vector<AttentionTile> tiles;
+  int64_t split_tiles = 0;
   std::vector<int32_t> pages;     // of the spans, one after the other
-  std::vector<int32_t> row_cuts;  // by row of the batch; 0 for rows of no span
-  int64_t tile_queries = 8;
-  int64_t max_cuts = 0;
+  std::vector<int32_t> row_cuts;  // by row of the batch; 0 for rows whose cuts are not folded
+  int64_t tile_queries = 8;       // PORTABLE
+  int64_t max_cuts = 0;           // of rows whose cuts may be folded
+  int64_t max_walk_cuts = 0;      // of the others
 };
-// Cuts the queries of every span into tiles of 8, or of 32 where a span has more than 8.
+// PORTABLE: cuts the queries of every span into tiles of 8, or of 32 where a span has more than 8.
 void BuildAttentionTables(const KvCacheConfig& config, int64_t heads_per_kv,
                           absl::Span<const SequenceSpan> spans, AttentionTables* tables);
+// For the matrix units. Spans with few queries are split by cuts, unless their partials, one for
+// each row of the batch up to theirs and each cut, would be more than max_row_cuts.
+void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
+                             absl::Span<const SequenceSpan> spans, int64_t max_row_cuts,
+                             AttentionTables* tables);
 
 // Whether two lists of spans name the same rows and pages; remembers the last list.
 class SpanMemory {
  public:
-  // True if `spans` and `salt` are those of the call before; remembers them otherwise.
-  bool SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt);
+  // True if `spans` and salts are those of the call before; remembers them otherwise.
+  bool SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt, int64_t more_salt = 0);
   void Forget() { known_ = false; }
 
  private:

@@ -257,9 +257,23 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
   if (absl::Status status = CheckAttention(params, config); !status.ok()) return status;
   const int64_t heads_per_kv = params.num_heads / config.num_kv_heads;
   TableSpace space;
-  const bool known =
-      attention_spans_.SameAsBefore(params.spans, config.page_tokens << 32 | heads_per_kv);
-  if (!known) BuildAttentionTables(config, heads_per_kv, params.spans, &tables_);
+  const bool mma =
+      params.mode.policy != Policy::kPortable && AttentionOnMatrixUnits(cache->layout());
+  const int64_t partial_row_bytes =
+      params.num_heads * (config.head_dim + 2) * static_cast<int64_t>(sizeof(float));
+  // What the tables depend on beside the spans: page size, heads, and the width of a partial.
+  const bool known = attention_spans_.SameAsBefore(
+      params.spans, (config.page_tokens << 32 | heads_per_kv) << 1 | static_cast<int64_t>(mma),
+      mma ? partial_row_bytes : 0);
+  if (!known) {
+    if (mma) {
+      BuildAttentionMmaTables(config, heads_per_kv, params.spans,
+                              static_cast<int64_t>(workspace_->size_bytes()) / partial_row_bytes,
+                              &tables_);
+    } else {
+      BuildAttentionTables(config, heads_per_kv, params.spans, &tables_);
+    }
+  }
   const size_t tiles_bytes = tables_.tiles.size() * sizeof(AttentionTile);
   const size_t pages_bytes = tables_.pages.size() * sizeof(int32_t);
   const size_t cuts_bytes = tables_.row_cuts.size() * sizeof(int32_t);
@@ -288,36 +302,50 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
       return status;
     }
   }
+  AttentionArgs args{.layout = cache->layout(),
+                     .layer = params.layer,
+                     .q = params.q,
+                     .q_stride = params.q_stride,
+                     .y = params.y,
+                     .y_stride = params.y_stride,
+                     .num_heads = params.num_heads,
+                     .heads_per_kv = heads_per_kv,
+                     .scale = params.scale,
+                     .tiles = reinterpret_cast<const AttentionTile*>(memory + tiles_at),
+                     .num_tiles = static_cast<int64_t>(tables_.tiles.size()),
+                     .tile_queries = tables_.tile_queries,
+                     .pages = reinterpret_cast<const int32_t*>(memory + pages_at),
+                     .partials = nullptr,
+                     .max_cuts = tables_.max_cuts,
+                     .row_cuts = reinterpret_cast<const int32_t*>(memory + cuts_at),
+                     .batch_rows = static_cast<int64_t>(tables_.row_cuts.size()),
+                     .round = Rounds(params.mode)};
+  float* const partials = static_cast<float*>(workspace_->data());
+  if (mma) {
+    AttentionArgs walk = args;
+    args.num_tiles = tables_.split_tiles;
+    walk.num_tiles -= tables_.split_tiles;
+    walk.tiles += tables_.split_tiles;
+    walk.max_cuts = tables_.max_walk_cuts;
+    if (args.max_cuts > 1) args.partials = partials;
+    absl::Status status;
+    if (args.num_tiles > 0) {
+      status = runtime::LaunchStatus("Attention", LaunchAttentionMmaSplit(args, stream_));
+    }
+    if (status.ok() && walk.num_tiles > 0) {
+      status = runtime::LaunchStatus("Attention", LaunchAttentionMmaWalk(walk, stream_));
+    }
+    return status;
+  }
   // Cuts get blocks of their own where tiles alone would not fill the device; the bits do not
   // depend on it.
-  const int64_t batch_rows = static_cast<int64_t>(tables_.row_cuts.size());
-  const int64_t tiles = static_cast<int64_t>(tables_.tiles.size());
-  const size_t partial_bytes = static_cast<size_t>(batch_rows * params.num_heads *
-                                                   tables_.max_cuts * (config.head_dim + 2)) *
-                               sizeof(float);
-  const bool split = tables_.max_cuts > 1 && partial_bytes <= workspace_->size_bytes() &&
-                     tiles * config.num_kv_heads < 2 * info_.multiprocessors;
-  return runtime::LaunchStatus(
-      "Attention",
-      LaunchAttention({.layout = cache->layout(),
-                       .layer = params.layer,
-                       .q = params.q,
-                       .q_stride = params.q_stride,
-                       .y = params.y,
-                       .y_stride = params.y_stride,
-                       .num_heads = params.num_heads,
-                       .heads_per_kv = heads_per_kv,
-                       .scale = params.scale,
-                       .tiles = reinterpret_cast<const AttentionTile*>(memory + tiles_at),
-                       .num_tiles = tiles,
-                       .tile_queries = tables_.tile_queries,
-                       .pages = reinterpret_cast<const int32_t*>(memory + pages_at),
-                       .partials = split ? static_cast<float*>(workspace_->data()) : nullptr,
-                       .max_cuts = tables_.max_cuts,
-                       .row_cuts = reinterpret_cast<const int32_t*>(memory + cuts_at),
-                       .batch_rows = batch_rows,
-                       .round = Rounds(params.mode)},
-                      stream_));
+  const size_t partial_bytes =
+      static_cast<size_t>(args.batch_rows * args.max_cuts * partial_row_bytes);
+  if (args.max_cuts > 1 && partial_bytes <= workspace_->size_bytes() &&
+      args.num_tiles * config.num_kv_heads < 2 * info_.multiprocessors) {
+    args.partials = partials;
+  }
+  return runtime::LaunchStatus("Attention", LaunchAttention(args, stream_));
 }
 
 absl::Status CudaBackend::SwiGlu(const SwiGluParams& params) {

@@ -134,6 +134,22 @@ __device__ __forceinline__ void LoadMatrixX4(uint32_t (&r)[4], const void* row) 
                : "memory");
 }
 
+// The same with every matrix transposed: register i of lane l gets column l / 4 of rows 2 (l % 4)
+// and 2 (l % 4) + 1 of matrix i.
+__device__ __forceinline__ void LoadMatrixX4Transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SharedAddress(row))
+               : "memory");
+}
+
+// Two values rounded to bf16, nearest even; the bits of a NaN are the device's.
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 // d += a · b for a [16, 16] row-major, b [16, 8], d [16, 8], bf16 with fp32 accumulators, in the
 // fragment layout of mma.sync.m16n8k16.
 __device__ __forceinline__ void MmaBf16(float (&d)[4], const uint32_t (&a)[4],

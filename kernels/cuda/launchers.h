@@ -152,7 +152,7 @@ struct AttentionArgs {
   float scale;
   const AttentionTile* tiles;
   int64_t num_tiles;
-  int64_t tile_queries;  // at most this many in a tile: 8 or 32
+  int64_t tile_queries;  // at most this many in a tile
   const int32_t* pages;
   // Cuts computed by blocks of their own and folded afterwards when partials is not null:
   // [query rows of the batch, heads, max_cuts, head_dim + 2]; otherwise one block walks all cuts.
@@ -162,7 +162,23 @@ struct AttentionArgs {
   int64_t batch_rows;
   bool round;
 };
+// PORTABLE: tiles of at most 8 or 32.
 int LaunchAttention(const AttentionArgs& args, Stream stream);
+// The second half of the others: folds the partials of rows that have cuts.
+int LaunchAttentionFold(const AttentionArgs& args, Stream stream);
+
+// Whether the strong policy of this device and THROUGHPUT compute attention on the matrix units: a
+// function of the configuration alone.
+VERBATIM_HD constexpr bool AttentionOnMatrixUnits(const KvLayout& layout) {
+  return layout.bf16 && layout.head_dim % 8 == 0 && layout.head_dim <= 256;
+}
+// Two ways with the same arithmetic. Split: tiles of at most kSplitTileQueries, a block a cut;
+// partials unless max_cuts is 1. Walk: tiles of at most kWalkTileQueries, a block walks all cuts;
+// no partials, and max_cuts only says whether there is more than one.
+inline constexpr int64_t kSplitTileQueries = 16;
+inline constexpr int64_t kWalkTileQueries = 64;
+int LaunchAttentionMmaSplit(const AttentionArgs& args, Stream stream);
+int LaunchAttentionMmaWalk(const AttentionArgs& args, Stream stream);
 
 // y[t, first column + n] = residual + (x · wᵀ + bias) for one part of a weight matrix.
 struct GemmArgs {

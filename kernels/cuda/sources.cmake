@@ -1,6 +1,8 @@
 # The sources of the CUDA backend, shared by the build with nvcc and the one on the emulator.
 set(VERBATIM_CUDA_KERNELS
   attention.cu
+  attention_mma_split.cu
+  attention_mma_walk.cu
   embedding.cu
   gather_rows.cu
   gemm_pinned.cu
@@ -29,6 +31,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS
+  attention_mma_test
   attention_test
   cuda_sampler_test
   gemm_pinned_test

@@ -11,8 +11,9 @@
 // / l, one IEEE division. Positions that are not visible are absent: not multiplied by zero. A
 // block's max is found by comparison with -inf as its start, so it passes over NaN; a NaN score
 // reaches p, and through it every output of that row and head, and nothing else. (The sign of a
-// zero max reaches nothing: exp(±0) = 1.) THROUGHPUT: any order, split-KV where it pays; with bf16
-// activations q and p are not rounded, y is.
+// zero max reaches nothing: exp(±0) = 1.) PINNED on a GPU with bf16 pages: the matrix units' order
+// (docs/numerics.md). THROUGHPUT: any order, split-KV where it pays; with bf16 activations y is
+// rounded, and on a CPU q and p are not.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,8 @@ namespace test_device = kernels::cuda::test_device;
 constexpr int64_t kMaxTokens = 160;
 constexpr int64_t kSequences = 3;
 
-std::unique_ptr<ForwardRunner> OnCuda(const std::string& path) {
+std::unique_ptr<ForwardRunner> OnCuda(const std::string& path,
+                                      kernels::DType cache = kernels::DType::kF32) {
   auto backend = kernels::cuda::CudaBackend::Create({.workspace_bytes = size_t{16} << 20,
                                                      .table_bytes = 1 << 16,
                                                      .staging_slot_bytes = 1 << 16,
@@ -30,7 +31,7 @@ std::unique_ptr<ForwardRunner> OnCuda(const std::string& path) {
                                                      .sampling_list_bytes = 1 << 16});
   EXPECT_TRUE(backend.ok()) << backend.status();
   if (!backend.ok()) return nullptr;
-  auto runner = ForwardRunner::CreateOn(*std::move(backend), path, kMaxTokens, kSequences);
+  auto runner = ForwardRunner::CreateOn(*std::move(backend), path, kMaxTokens, kSequences, cache);
   EXPECT_TRUE(runner.ok()) << runner.status();
   return runner.ok() ? *std::move(runner) : nullptr;
 }
@@ -98,10 +99,10 @@ TEST_P(ForwardPairTest, PortableHasTheBitsOfTheCpu) {
   }
 }
 
-TEST_P(ForwardPairTest, PinnedHasOneAnswerInEveryBatchAndChunking) {
-  auto cpu = ForwardRunner::Create(path(), kMaxTokens, kSequences);
+void ExpectOneAnswer(const std::string& path, kernels::DType cache) {
+  auto cpu = ForwardRunner::Create(path, kMaxTokens, kSequences);
   ASSERT_TRUE(cpu.ok()) << cpu.status();
-  const auto cuda = OnCuda(path());
+  const auto cuda = OnCuda(path, cache);
   ASSERT_NE(cuda, nullptr);
   const std::vector<ForwardSequence> prompts = Prompts(cuda->config().vocab_size);
   const Logits together = PromptLogits(*cuda, prompts, Policy::kPinned, 0);
@@ -123,6 +124,33 @@ TEST_P(ForwardPairTest, PinnedHasOneAnswerInEveryBatchAndChunking) {
   }
   EXPECT_LT(std::sqrt(error / size), 0.05);
   EXPECT_GT(error, 0) << "PINNED must not be PORTABLE under another name";
+}
+
+TEST_P(ForwardPairTest, PinnedHasOneAnswerInEveryBatchAndChunking) {
+  ExpectOneAnswer(path(), kernels::DType::kF32);
+}
+
+// Attention on the matrix units: prefill, and decode steps behind it.
+TEST_P(ForwardPairTest, PinnedHasOneAnswerFromBf16Pages) {
+  ExpectOneAnswer(path(), kernels::DType::kBF16);
+  const auto cuda = OnCuda(path(), kernels::DType::kBF16);
+  ASSERT_NE(cuda, nullptr);
+  ForwardSequence prompt = Prompts(cuda->config().vocab_size)[1];
+  const int32_t length = static_cast<int32_t>(prompt.ids.size());
+  prompt.positions = {length - 2, length - 1};
+  const NumericMode mode{.policy = Policy::kPinned};
+  const Logits whole = PromptLogits(*cuda, {prompt}, Policy::kPinned, 0);
+  ForwardSequence shorter = prompt;
+  shorter.ids.resize(static_cast<size_t>(length - 2));
+  shorter.positions = {0};
+  PromptLogits(*cuda, {shorter}, Policy::kPinned, 0);
+  for (int32_t i = 0; i < 2; ++i) {
+    const int32_t position = length - 2 + i;
+    auto step = cuda->Decode(prompt.ids[static_cast<size_t>(position)], position, mode);
+    ASSERT_TRUE(step.ok()) << step.status();
+    ASSERT_EQ(whole.size(), 1u);
+    ExpectSameBits({{whole[0][static_cast<size_t>(i)]}}, {{*step}}, "decode");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, ForwardPairTest,

@@ -80,8 +80,9 @@ absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::OnCpu(
 
 absl::StatusOr<std::unique_ptr<ForwardRunner>> ForwardRunner::CreateOn(
     std::unique_ptr<kernels::Backend> backend, const std::string& checkpoint_path,
-    int64_t max_tokens, int64_t max_sequences) {
+    int64_t max_tokens, int64_t max_sequences, kernels::DType cache_dtype) {
   auto runner = std::unique_ptr<ForwardRunner>(new ForwardRunner());
+  runner->cache_dtype_ = cache_dtype;
   absl::StatusOr<std::unique_ptr<model::Checkpoint>> checkpoint =
       model::Checkpoint::Open(checkpoint_path);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -109,7 +110,8 @@ absl::Status ForwardRunner::Prepare(int64_t max_tokens, int64_t max_sequences) {
                                .num_kv_heads = config.num_kv_heads,
                                .head_dim = config.head_dim,
                                .page_tokens = kPageTokens,
-                               .num_pages = pages_per_sequence * max_sequences});
+                               .num_pages = pages_per_sequence * max_sequences,
+                               .dtype = cache_dtype_});
   if (!cache.ok()) return cache.status();
   cache_ = *std::move(cache);
   // Sequences take pages in turn, from the last one down.

@@ -34,7 +34,7 @@ class ForwardRunner {
   // The same on another backend than the CPU's.
   static absl::StatusOr<std::unique_ptr<ForwardRunner>> CreateOn(
       std::unique_ptr<kernels::Backend> backend, const std::string& checkpoint_path,
-      int64_t max_tokens, int64_t max_sequences);
+      int64_t max_tokens, int64_t max_sequences, kernels::DType cache_dtype = kernels::DType::kF32);
 
   // The same with a changed configuration: for tests that show that a mistake is seen.
   static absl::StatusOr<std::unique_ptr<ForwardRunner>> CreateAltered(
@@ -84,6 +84,7 @@ class ForwardRunner {
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<model::Transformer> transformer_;
   std::unique_ptr<kernels::KvCache> cache_;
+  kernels::DType cache_dtype_ = kernels::DType::kF32;
   double moe_capacity_factor_ = 0;
   kernels::CapacityOverflow moe_overflow_ = kernels::CapacityOverflow::kDrop;
   std::vector<bool> exempt_;

@@ -196,6 +196,32 @@ inline void LoadMatrixX4(uint32_t (&r)[4], const void* row, VERBATIM_HERE) {
       false, where);
 }
 
+// The same with every matrix transposed: register i of lane l gets column l / 4 of rows 2 (l % 4)
+// and 2 (l % 4) + 1 of matrix i.
+inline void LoadMatrixX4Transposed(uint32_t (&r)[4], const void* row, VERBATIM_HERE) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
+    simt::Fault("a matrix row whose address is not a multiple of 16", nullptr, where);
+  }
+  simt::WarpOperation(
+      kFullMask, row, &r,
+      [](simt::WarpLanes& lanes) {
+        for (int lane = 0; lane < kWarpSize; ++lane) {
+          for (int i = 0; i < 4; ++i) {
+            auto* to = reinterpret_cast<char*>(static_cast<uint32_t*>(lanes.out[lane]) + i);
+            for (int e = 0; e < 2; ++e) {
+              const auto* source = static_cast<const char*>(lanes.in[8 * i + 2 * (lane % 4) + e]);
+              std::memcpy(to + 2 * e, source + 2 * (lane / 4), 2);
+            }
+          }
+        }
+      },
+      false, where);
+}
+
+inline uint32_t PackBf16(float low, float high) {
+  return numerics::Bf16FromFloat(low) | static_cast<uint32_t>(numerics::Bf16FromFloat(high)) << 16;
+}
+
 namespace emulated {
 inline float WidenBf16(uint32_t bits) {
   bits <<= 16;

@@ -1,0 +1,199 @@
+// Attention on the matrix units for few queries (decoding): a block a cut of up to 16 queries of
+// one KV head, a warp a block of 64 positions of it; cuts are folded afterwards.
+//
+// Warps meet twice: the greatest score of a block depends on the blocks before it, and their sums
+// are added up at the end. The arithmetic is that of a block that walks them.
+#include "kernels/cuda/attention_mma.cuh"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+using namespace attention_mma;  // NOLINT(google-build-using-namespace)
+
+static_assert(kWarps == kBlocksPerCut);
+
+// A warp copies half a block at a time; each half's values take the place of its keys.
+constexpr int kHalf = kBlock / 2;
+
+template <int kDim>
+struct SplitMemory {
+  static constexpr int kMaxima = 0;                           // [warp][row] float
+  static constexpr int kSums = kMaxima + kWarps * kRows * 4;  // [warp][row] float
+  static constexpr int kStages = kSums + kWarps * kRows * 4;  // [warp][2] kStageBytes
+  static constexpr int kStageBytes = kHalf * Shape<kDim>::kValueSegments * 16;
+  static constexpr int kOutputStride = kDim + 8;  // floats
+  static constexpr int kOutputs = kStages;        // [warp][row], once read
+  static constexpr int kStagesBytes = kWarps * 2 * kStageBytes;
+  static constexpr int kOutputsBytes = kWarps * kRows * kOutputStride * 4;
+  static constexpr int kBytes =
+      kStages + (kStagesBytes > kOutputsBytes ? kStagesBytes : kOutputsBytes);
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
+  using Memory = SplitMemory<kDim>;
+  constexpr int kPairs = kDim / 16;
+  VERBATIM_SHARED_MEMORY(bytes);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  float* const maxima = reinterpret_cast<float*>(bytes + Memory::kMaxima);
+  float* const sums = reinterpret_cast<float*>(bytes + Memory::kSums);
+  float* const outputs = reinterpret_cast<float*>(bytes + Memory::kOutputs);
+  unsigned char* const stages = bytes + Memory::kStages + warp * 2 * Memory::kStageBytes;
+
+  const Queries queries{args.tiles[blockIdx.x], args.heads_per_kv, blockIdx.y};
+  const int count = queries.tile.num_queries;
+  const int longest = count > 0 ? queries.Longest() : 0;
+  const int cut = static_cast<int>(blockIdx.z), cut_start = cut * kCut;
+  if (cut_start >= longest) return;
+  const History history(args, queries);
+  const int start = cut_start + warp * kBlock;
+  const Seen seen{
+      {SeenOf(queries.Visible(lane / 4), start), SeenOf(queries.Visible(lane / 4 + 8), start)},
+      SeenOf(queries.Visible(0), start),
+      SeenOf(longest, start)};
+
+  const auto stage_of = [&](int half) { return stages + half * Memory::kStageBytes; };
+  const auto copy_keys = [&](int half) {
+    if (seen.most > half * kHalf) {
+      CopyKeys<kDim, kHalf, 32>(history, start + half * kHalf, longest, lane, stage_of(half));
+    }
+    CopyAsyncCommit();
+  };
+  const auto copy_values = [&](int half) {
+    if (seen.most > half * kHalf) {
+      CopyValues<kDim, kHalf, 32>(history, start + half * kHalf, longest, lane, stage_of(half));
+    }
+    CopyAsyncCommit();
+  };
+  copy_keys(0);
+  copy_keys(1);
+  uint32_t q[Shape<kDim>::kSteps][4];
+  LoadQueries<kDim>(args, queries, 0, lane, q);
+  const auto query = [&](int step, uint32_t(&fragment)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) fragment[i] = q[step][i];
+  };
+  float s[kBlock / 8][4] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    CopyAsyncWait<1>();
+    SyncWarp();  // the keys are there for all lanes
+    if (seen.most > half * kHalf) {
+#pragma unroll
+      for (int t = 0; t < kHalf / kStep; ++t) {
+        const int n = half * (kHalf / 8) + 2 * t;
+        Dots<kDim>(query, stage_of(half) + t * kStep * 16, kHalf, lane, s[n], s[n + 1]);
+      }
+    }
+    SyncWarp();  // and have been read
+    copy_values(half);
+  }
+
+  float greatest[2], sum[2];
+  ScaleAndMaximum(s, seen, args.scale, lane, greatest);
+  if (lane % 4 == 0) {
+    maxima[warp * kRows + lane / 4] = greatest[0];
+    maxima[warp * kRows + lane / 4 + 8] = greatest[1];
+  }
+  SyncThreads();
+  const auto running_maximum = [&](int block, int row) {
+    float so_far = maxima[row];
+    for (int b = 1; b <= block; ++b) {
+      so_far = RunningMaximum(false, so_far, maxima[b * kRows + row]);
+    }
+    return so_far;
+  };
+#pragma unroll
+  for (int r = 0; r < 2; ++r) greatest[r] = running_maximum(warp, lane / 4 + 8 * r);
+  uint32_t p[kBlock / kStep][4];
+  Weights(s, seen, greatest, lane, p, sum);
+  CopyAsyncWait<0>();
+  SyncWarp();
+  float o[2 * kPairs][4] = {};
+  if (seen.most > 0) {
+    WeightedValues<kDim>(
+        p, seen, lane,
+        [&](int t) { return stage_of(t / 2) + t % 2 * kStep * Shape<kDim>::kValueSegments * 16; },
+        [&](int pair, const float(&value)[2][4]) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            o[2 * pair][i] = value[0][i];
+            o[2 * pair + 1][i] = value[1][i];
+          }
+        });
+  }
+  SyncThreads();  // every warp has read its values
+  if (lane % 4 == 0) {
+    sums[warp * kRows + lane / 4] = sum[0];
+    sums[warp * kRows + lane / 4 + 8] = sum[1];
+  }
+#pragma unroll
+  for (int n = 0; n < 2 * kPairs; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      outputs[(warp * kRows + lane / 4 + 8 * (i / 2)) * Memory::kOutputStride + 8 * n +
+              2 * (lane % 4) + i % 2] = o[n][i];
+    }
+  }
+  SyncThreads();
+
+  // The blocks of a row's cut, joined in ascending order.
+  const int head_dim = static_cast<int>(args.layout.head_dim);
+  for (int i = thread; i < count * head_dim; i += kThreads) {
+    const int row = i / head_dim, d = i % head_dim;
+    const int visible = queries.Visible(row);
+    if (visible <= cut_start) continue;
+    float m = maxima[row], l = sums[row], out = outputs[row * Memory::kOutputStride + d];
+    for (int b = 1; b < kBlocksPerCut && cut_start + b * kBlock < visible; ++b) {
+      const float now = RunningMaximum(false, m, maxima[b * kRows + row]);
+      const float alpha = Alpha(m, now);
+      m = now;
+      l = l * alpha + sums[b * kRows + row];
+      out = out * alpha + outputs[(b * kRows + row) * Memory::kOutputStride + d];
+    }
+    if (args.partials != nullptr) {
+      float* partial =
+          args.partials +
+          ((queries.Row(row) * args.num_heads + queries.Head(row)) * args.max_cuts + cut) *
+              (head_dim + 2);
+      partial[2 + d] = out;
+      if (d == 0) {
+        partial[0] = m;
+        partial[1] = l;
+      }
+    } else {
+      const float value = out / l;
+      args.y[queries.Row(row) * args.y_stride + queries.Head(row) * head_dim + d] =
+          args.round ? numerics::RoundToBf16(value) : value;
+    }
+  }
+}
+
+template <int kDim>
+int LaunchDim(const AttentionArgs& args, Stream stream) {
+  return Launch(SplitKernel<kDim>,
+                {dim3(static_cast<unsigned int>(args.num_tiles),
+                      static_cast<unsigned int>(args.layout.num_kv_heads),
+                      static_cast<unsigned int>(args.max_cuts)),
+                 dim3(kThreads), static_cast<size_t>(SplitMemory<kDim>::kBytes)},
+                stream, args);
+}
+
+int LaunchHeads(const AttentionArgs& args, Stream stream) {
+  if (args.layout.head_dim <= 32) return LaunchDim<32>(args, stream);
+  if (args.layout.head_dim <= 64) return LaunchDim<64>(args, stream);
+  if (args.layout.head_dim <= 80) return LaunchDim<80>(args, stream);
+  if (args.layout.head_dim <= 96) return LaunchDim<96>(args, stream);
+  if (args.layout.head_dim <= 128) return LaunchDim<128>(args, stream);
+  return LaunchDim<256>(args, stream);
+}
+
+}  // namespace
+
+int LaunchAttentionMmaSplit(const AttentionArgs& args, Stream stream) {
+  const int error = LaunchHeads(args, stream);
+  if (error != 0 || args.partials == nullptr) return error;
+  return LaunchAttentionFold(args, stream);
+}
+
+}  // namespace verbatim::kernels::cuda

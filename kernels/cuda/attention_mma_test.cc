@@ -1,0 +1,191 @@
+// Attention on the matrix units: near the exact answer, and the same bits for a row however it is
+// computed: alone, in a batch, in any chunk, by either kernel, from any pages, in any order of
+// threads.
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/attention_run_test.h"
+#include "kernels/numerics/bf16.h"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+constexpr NumericMode kPinned{.policy = Policy::kPinned};
+
+AttentionShape Bf16(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t page_tokens = 32) {
+  return {heads, kv_heads, head_dim, page_tokens, DType::kBF16, kPinned};
+}
+
+class AttentionMmaTest : public BackendPairTest {
+ protected:
+  // Rows of the result for positions [first, first + rows) of a sequence of the given id.
+  std::vector<float> Rows(const AttentionShape& shape, int32_t first, int32_t rows, int32_t id = 7,
+                          int32_t bad_position = -1) {
+    return RunAttention(*cuda_, shape, {{first, rows, id, bad_position}});
+  }
+  static std::vector<float> Slice(const AttentionShape& shape, const std::vector<float>& y,
+                                  int64_t first_row, int64_t rows) {
+    const int64_t stride = shape.q_size() + 3;
+    return {y.begin() + first_row * stride, y.begin() + (first_row + rows) * stride};
+  }
+};
+
+// Against double precision over the same bf16 inputs. A weight is rounded to bf16 once, an error of
+// at most 2⁻⁸ of it; the rest is fp32.
+void ExpectNear(const AttentionShape& shape, const AttentionSequence& s,
+                const std::vector<float>& y, float value_scale) {
+  const int64_t positions = s.first + s.rows, stride = shape.stride(), d = shape.head_dim;
+  std::vector<float> in = AttentionInputs(shape, s, 0, positions, 51, value_scale);
+  for (float& x : in) x = numerics::RoundToBf16(x);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  for (int64_t row = 0; row < s.rows; ++row) {
+    for (int64_t head = 0; head < shape.heads; ++head) {
+      const int64_t kv_head = head / (shape.heads / shape.kv_heads);
+      const float* q = in.data() + (s.first + row) * stride + head * d;
+      std::vector<double> scores;
+      double greatest = -INFINITY, sum = 0, size = 0;
+      for (int64_t p = 0; p <= s.first + row; ++p) {
+        const float* k = in.data() + p * stride + shape.q_size() + kv_head * d;
+        double dot = 0;
+        for (int64_t i = 0; i < d; ++i) {
+          dot += static_cast<double>(q[i]) * k[i];
+          size = std::max(size, std::abs(static_cast<double>(q[i]) * k[i] * scale));
+        }
+        scores.push_back(dot * scale);
+        greatest = std::max(greatest, dot * scale);
+      }
+      for (double& score : scores) sum += score = std::exp(score - greatest);
+      // fp32 scores: each of head_dim sums rounds what has been summed so far.
+      const double score_error = 2 * size * static_cast<double>(d) * std::exp2(-24);
+      for (int64_t i = 0; i < d; ++i) {
+        double exact = 0, weighed = 0;
+        for (int64_t p = 0; p <= s.first + row; ++p) {
+          const float v = in[p * stride + shape.q_size() + shape.kv_size() + kv_head * d + i];
+          exact += scores[p] * v / sum;
+          weighed += scores[p] * std::abs(v) / sum;
+        }
+        const double got = y[row * (shape.q_size() + 3) + head * d + i];
+        ASSERT_NEAR(got, exact, weighed * (std::exp2(-8) + 2 * score_error + 1e-5))
+            << "row " << row << ", head " << head << ", column " << i;
+      }
+    }
+  }
+}
+
+TEST_F(AttentionMmaTest, NearTheExactAnswerForEveryHeadSizeAndGroup) {
+  const struct {
+    int64_t heads, kv_heads, head_dim;
+  } shapes[] = {{2, 1, 8},  {4, 2, 32}, {1, 1, 64},  {3, 1, 72},
+                {8, 1, 80}, {2, 2, 96}, {5, 1, 128}, {2, 1, 256}};
+  for (const auto& s : shapes) {
+    const AttentionShape shape = Bf16(s.heads, s.kv_heads, s.head_dim);
+    if (test_device::Slow() && s.head_dim != 72) continue;
+    for (const AttentionSequence& sequence :
+         {AttentionSequence{70, 1}, AttentionSequence{260, 2}, AttentionSequence{3, 70}}) {
+      SCOPED_TRACE(absl::StrCat(s.heads, " heads of ", s.head_dim, ", ", sequence.rows,
+                                " rows from ", sequence.first));
+      for (float value_scale : {1.0f, 3.0f}) {
+        const std::vector<float> y = RunAttention(*cuda_, shape, {sequence}, 51, value_scale);
+        ExpectNear(shape, sequence, y, value_scale);
+      }
+    }
+  }
+}
+
+// Prefill in one go, in chunks, and token by token; in batches, at other places, other page sizes.
+TEST_F(AttentionMmaTest, ARowHasOneAnswer) {
+  for (int64_t heads : {1, 4, 7, 20}) {
+    if (test_device::Slow() && heads != 7) continue;
+    SCOPED_TRACE(heads);
+    const AttentionShape shape = Bf16(heads, 1, 32);
+    const int32_t length = 300 / static_cast<int32_t>(heads) + 240;  // into the second cut
+    const std::vector<float> all = Rows(shape, 0, length);
+    for (int32_t chunk : {1, 3, 29, 90}) {
+      for (int32_t first : {0, 62, 200, 255}) {
+        const int32_t rows = std::min(chunk, length - first);
+        if (rows <= 0) continue;
+        EXPECT_TRUE(SameBits(Slice(shape, all, first, rows), Rows(shape, first, rows)))
+            << rows << " rows from " << first;
+      }
+    }
+    for (int64_t page_tokens : {16, 256}) {
+      AttentionShape other = shape;
+      other.page_tokens = page_tokens;
+      EXPECT_TRUE(SameBits(Slice(shape, all, 100, 40), Rows(other, 100, 40))) << page_tokens;
+      EXPECT_TRUE(SameBits(Slice(shape, all, 250, 1), Rows(other, 250, 1))) << page_tokens;
+    }
+    const std::vector<float> batch =
+        RunAttention(*cuda_, shape, {{600, 1}, {250, 1, 7}, {0, 90}, {64, 30, 7}, {5, 1}});
+    EXPECT_TRUE(SameBits(Slice(shape, all, 250, 1), Slice(shape, batch, 1, 1)));
+    EXPECT_TRUE(SameBits(Slice(shape, all, 64, 30), Slice(shape, batch, 92, 30)));
+  }
+}
+
+TEST_F(AttentionMmaTest, SeveralCutsHaveTheSameBitsSplitAndWalked) {
+  const AttentionShape shape = Bf16(2, 1, 64);
+  // 40 rows are walked, the same rows alone are split.
+  const std::vector<float> walked = Rows(shape, 760, 40);
+  for (int32_t row : {0, 7, 8, 39}) {
+    EXPECT_TRUE(SameBits(Slice(shape, walked, row, 1), Rows(shape, 760 + row, 1))) << row;
+  }
+}
+
+TEST_F(AttentionMmaTest, ASmallWorkspaceMovesNoBit) {
+  auto small = CudaBackend::Create({.workspace_bytes = 1 << 10,
+                                    .table_bytes = 1 << 16,
+                                    .staging_slot_bytes = 4096,
+                                    .sampling_scratch_bytes = 1 << 20,
+                                    .sampling_list_bytes = 1 << 20});
+  ASSERT_TRUE(small.ok()) << small.status();
+  const AttentionShape shape = Bf16(4, 2, 32);
+  const std::vector<AttentionSequence> sequences = {{520, 1}, {300, 3}};
+  EXPECT_TRUE(
+      SameBits(RunAttention(*cuda_, shape, sequences), RunAttention(**small, shape, sequences)));
+}
+
+TEST_F(AttentionMmaTest, NoOrderOfThreadsMovesABit) {
+  const AttentionShape shape = Bf16(6, 2, 72, 16);
+  const std::vector<AttentionSequence> sequences = {{300, 1}, {250, 30}, {63, 2}};
+  const std::vector<float> expected = RunAttention(*cuda_, shape, sequences);
+  for (int i = 1; i < test_device::Schedules(); ++i) {
+    const std::string name = test_device::UseSchedule(i);
+    EXPECT_TRUE(SameBits(expected, RunAttention(*cuda_, shape, sequences))) << name;
+  }
+}
+
+// NaN and infinities of later positions stay out of rows that do not see them.
+TEST_F(AttentionMmaTest, WhatARowDoesNotSeeDoesNotReachIt) {
+  const AttentionShape shape = Bf16(3, 1, 64);
+  for (const AttentionSequence& s :
+       {AttentionSequence{0, 60, 7, 41}, AttentionSequence{60, 8, 7, 66}}) {
+    const std::vector<float> good = Rows(shape, s.first, s.rows);
+    const std::vector<float> bad = Rows(shape, s.first, s.rows, s.id, s.bad_position);
+    const int32_t before = s.bad_position - s.first;
+    EXPECT_TRUE(SameBits(Slice(shape, good, 0, before), Slice(shape, bad, 0, before)));
+    for (int64_t i = 0; i < shape.q_size(); ++i) {
+      EXPECT_TRUE(std::isnan(Slice(shape, bad, before, 1)[static_cast<size_t>(i)])) << i;
+    }
+  }
+}
+
+TEST_F(AttentionMmaTest, ThroughputHasTheBitsOfPinned) {
+  AttentionShape shape = Bf16(4, 2, 64);
+  const std::vector<AttentionSequence> sequences = {{300, 1}, {3, 40}};
+  const std::vector<float> pinned = RunAttention(*cuda_, shape, sequences);
+  shape.mode.policy = Policy::kThroughput;
+  EXPECT_TRUE(SameBits(pinned, RunAttention(*cuda_, shape, sequences)));
+  shape.mode.policy = Policy::kPortable;
+  EXPECT_FALSE(SameBits(pinned, RunAttention(*cuda_, shape, sequences)));
+}
+
+// The configuration decides, so these are the bits of PORTABLE.
+TEST_F(AttentionMmaTest, OtherPagesAndHeadSizesAreComputedAsPortable) {
+  for (AttentionShape shape :
+       {AttentionShape{4, 2, 64, 32, DType::kF32, kPinned}, Bf16(2, 1, 18)}) {
+    const std::vector<AttentionSequence> sequences = {{70, 1}, {3, 20}};
+    const std::vector<float> pinned = RunAttention(*cuda_, shape, sequences);
+    shape.mode.policy = Policy::kPortable;
+    EXPECT_TRUE(SameBits(RunAttention(*cpu_, shape, sequences), pinned)) << shape.head_dim;
+  }
+}
+
+}  // namespace
+}  // namespace verbatim::kernels::cuda

@@ -1,0 +1,210 @@
+// Attention on the matrix units for many queries: a block of 64 queries of one KV head walks their
+// history, 64 positions at a time, a warp 16 queries.
+//
+// Values are copied while scores are computed and the next keys while values are summed up. At the
+// end of a cut the total so far comes from shared memory, a thread's own part of it, and joins the
+// cut; registers would not hold both.
+#include "kernels/cuda/attention_mma.cuh"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+using namespace attention_mma;  // NOLINT(google-build-using-namespace)
+
+template <int kDim>
+struct WalkMemory {
+  static constexpr int kKeys = 0;
+  static constexpr int kValues = kKeys + kBlock * kDim * 2;
+  static constexpr int kQueries = kValues + kBlock * Shape<kDim>::kValueSegments * 16;
+  // Queries of wide heads do not fit into registers beside the outputs.
+  static constexpr bool kKeepQueries = kDim <= 128;
+  static constexpr int kTotals =
+      kQueries + (kKeepQueries ? 0 : Shape<kDim>::kSteps * kThreads * 16);
+  static constexpr int kTotalsBytes = kDim / 2 * kThreads * 4;  // only where there are several cuts
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
+  using Memory = WalkMemory<kDim>;
+  constexpr int kPairs = kDim / 16;
+  constexpr int kSteps = Shape<kDim>::kSteps;
+  VERBATIM_SHARED_MEMORY(bytes);
+  unsigned char* const keys = bytes + Memory::kKeys;
+  unsigned char* const values = bytes + Memory::kValues;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  float* const totals = reinterpret_cast<float*>(bytes + Memory::kTotals) + thread;
+  // The longest first: they take the longest.
+  const Queries queries{args.tiles[gridDim.x - 1 - blockIdx.x], args.heads_per_kv, blockIdx.y};
+  const History history(args, queries);
+  const int first = warp * kRows;
+  const int last =
+      queries.tile.num_queries < first + kRows ? queries.tile.num_queries - 1 : first + kRows - 1;
+  const int longest = queries.Longest();
+  const int blocks = (longest + kBlock - 1) / kBlock;
+  const int visible[2] = {queries.Visible(first + lane / 4), queries.Visible(first + lane / 4 + 8)};
+  const int shortest_of_warp = queries.Visible(first);
+  const int longest_of_warp = last < first ? 0 : queries.Visible(last);
+
+  uint32_t q[kSteps][4];
+  LoadQueries<kDim>(args, queries, first, lane, q);
+  uint4* const parked = reinterpret_cast<uint4*>(bytes + Memory::kQueries) + thread;
+  if (!Memory::kKeepQueries) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      parked[step * kThreads] = uint4{q[step][0], q[step][1], q[step][2], q[step][3]};
+    }
+  }
+
+  const auto query = [&](int step, uint32_t(&fragment)[4]) {
+    if (Memory::kKeepQueries) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fragment[i] = q[step][i];
+    } else {
+      const uint4 four = parked[step * kThreads];
+      fragment[0] = four.x;
+      fragment[1] = four.y;
+      fragment[2] = four.z;
+      fragment[3] = four.w;
+    }
+  };
+
+  float total_m[2] = {0.0f, 0.0f}, total_l[2] = {0.0f, 0.0f};
+  float m[2] = {0.0f, 0.0f}, l[2] = {0.0f, 0.0f};
+  float o[2 * kPairs][4] = {};
+  CopyKeys<kDim, kBlock, kThreads>(history, 0, longest, thread, keys);
+  CopyAsyncCommit();
+  for (int block = 0; block < blocks; ++block) {
+    const int start = block * kBlock;
+    const bool first_of_cut = block % kBlocksPerCut == 0;
+    const Seen seen{{SeenOf(visible[0], start), SeenOf(visible[1], start)},
+                    SeenOf(shortest_of_warp, start),
+                    SeenOf(longest_of_warp, start)};
+    CopyAsyncWait<0>();
+    SyncThreads();  // keys are there, and values have been read
+    CopyValues<kDim, kBlock, kThreads>(history, start, longest, thread, values);
+    CopyAsyncCommit();
+    uint32_t p[kBlock / kStep][4] = {};
+    float alpha[2] = {1.0f, 1.0f};
+    if (seen.most > 0) {
+      float s[kBlock / 8][4];
+#pragma unroll
+      for (int t = 0; t < kBlock / kStep; ++t) {
+        Dots<kDim>(query, keys + t * kStep * 16, kBlock, lane, s[2 * t], s[2 * t + 1]);
+      }
+      float greatest[2], sum[2];
+      ScaleAndMaximum(s, seen, args.scale, lane, greatest);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) greatest[r] = RunningMaximum(first_of_cut, m[r], greatest[r]);
+      Weights(s, seen, greatest, lane, p, sum);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (seen.own[r] == 0) continue;
+        if (!first_of_cut) alpha[r] = Alpha(m[r], greatest[r]);
+        l[r] = first_of_cut ? sum[r] : l[r] * alpha[r] + sum[r];
+        m[r] = greatest[r];
+      }
+    }
+    CopyAsyncWait<0>();
+    SyncThreads();  // values are there, and keys have been read
+    if (block + 1 < blocks) {
+      CopyKeys<kDim, kBlock, kThreads>(history, start + kBlock, longest, thread, keys);
+    }
+    CopyAsyncCommit();
+    if (seen.most > 0) {
+      WeightedValues<kDim>(
+          p, seen, lane,
+          [&](int t) { return values + t * kStep * Shape<kDim>::kValueSegments * 16; },
+          [&](int pair, const float(&value)[2][4]) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              if (seen.own[i / 2] == 0) continue;
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                float& out = o[2 * pair + half][i];
+                out = first_of_cut ? value[half][i] : out * alpha[i / 2] + value[half][i];
+              }
+            }
+          });
+    }
+    const bool last_of_cut = block % kBlocksPerCut == kBlocksPerCut - 1;
+    if (!last_of_cut && block + 1 < blocks) continue;
+    const int cut_start = block / kBlocksPerCut * kCut;
+    if (cut_start > 0) {
+      float a[2], b[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float greatest = m[r] > total_m[r] ? m[r] : total_m[r];
+        a[r] = numerics::ExpF(total_m[r] - greatest);
+        b[r] = numerics::ExpF(m[r] - greatest);
+        if (visible[r] <= cut_start) continue;
+        total_m[r] = greatest;
+        total_l[r] = total_l[r] * a[r] + l[r] * b[r];
+      }
+#pragma unroll
+      for (int n = 0; n < 2 * kPairs; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float total = totals[(4 * n + i) * kThreads];
+          const float joined = total * a[i / 2] + o[n][i] * b[i / 2];
+          o[n][i] = visible[i / 2] > cut_start ? joined : total;
+        }
+        SyncWarp();  // keeps registers free: not all totals are to be loaded before the first joins
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        total_m[r] = m[r];
+        total_l[r] = l[r];
+      }
+    }
+    if (block + 1 == blocks) continue;
+#pragma unroll
+    for (int n = 0; n < 2 * kPairs; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) totals[(4 * n + i) * kThreads] = o[n][i];
+    }
+  }
+  CopyAsyncWait<0>();
+
+  const int head_dim = static_cast<int>(args.layout.head_dim);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = first + lane / 4 + 8 * r;
+    if (i >= queries.tile.num_queries) continue;
+    float* y = args.y + queries.Row(i) * args.y_stride + queries.Head(i) * head_dim;
+#pragma unroll
+    for (int n = 0; n < 2 * kPairs; ++n) {
+      const int column = 8 * n + 2 * (lane % 4);
+      if (column >= head_dim) continue;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float value = o[n][2 * r + e] / total_l[r];
+        y[column + e] = args.round ? numerics::RoundToBf16(value) : value;
+      }
+    }
+  }
+}
+
+template <int kDim>
+int LaunchDim(const AttentionArgs& args, Stream stream) {
+  const size_t shared = static_cast<size_t>(
+      WalkMemory<kDim>::kTotals + (args.max_cuts > 1 ? WalkMemory<kDim>::kTotalsBytes : 0));
+  return Launch(WalkKernel<kDim>,
+                {dim3(static_cast<unsigned int>(args.num_tiles),
+                      static_cast<unsigned int>(args.layout.num_kv_heads)),
+                 dim3(kThreads), shared},
+                stream, args);
+}
+
+}  // namespace
+
+int LaunchAttentionMmaWalk(const AttentionArgs& args, Stream stream) {
+  if (args.layout.head_dim <= 32) return LaunchDim<32>(args, stream);
+  if (args.layout.head_dim <= 64) return LaunchDim<64>(args, stream);
+  if (args.layout.head_dim <= 80) return LaunchDim<80>(args, stream);
+  if (args.layout.head_dim <= 96) return LaunchDim<96>(args, stream);
+  if (args.layout.head_dim <= 128) return LaunchDim<128>(args, stream);
+  return LaunchDim<256>(args, stream);
+}
+
+}  // namespace verbatim::kernels::cuda
