@@ -145,6 +145,7 @@ TEST_F(SimtEngineTest, ADeviceThatFailsEndsEveryRequestAndRefusesNewOnes) {
   EXPECT_EQ(refused->Wait().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(Text((*gpu)->failure()), HasSubstr("illegal address"));
   (*gpu)->Drain(absl::InfiniteFuture());  // ends: nothing is left
+  gpu->reset();                           // after its thread, which calls back last
   EXPECT_EQ(failures, 1);
 }
 
