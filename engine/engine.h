@@ -35,6 +35,8 @@ struct EngineConfig {
   bool allow_traces = false;  // record what traces need; without it requests for one are refused
   // Policies that the operator does not allow, and the reason as the refusal gives it.
   std::map<kernels::Policy, std::string> refused_policies;
+  // How often an engine without work asks its backend whether it can still be used.
+  absl::Duration idle_check = absl::Seconds(5);
   // Called once, on the engine thread, when the backend has failed for good: every request in
   // flight has ended with UNAVAILABLE, new ones are refused with it. May be empty.
   std::function<void(const absl::Status&)> on_failure;

@@ -332,7 +332,8 @@ void EngineImpl::FinishRequest(RequestState& request, const absl::Status& status
 }
 
 void EngineImpl::WaitForWork(absl::Time now) {
-  absl::Time until = now + absl::Hours(1);
+  const absl::Time check = now + config_.idle_check;
+  absl::Time until = check;
   if (const std::optional<absl::Time> wakeup = scheduler_->NextWakeup(now))
     until = std::min(until, *wakeup);
   for (const auto& [id, request] : requests_) until = std::min(until, request->request.deadline);
@@ -343,7 +344,10 @@ void EngineImpl::WaitForWork(absl::Time now) {
              (abandon_ && live_requests_ > 0);
     });
   }
-  step_stats_.idle += absl::Now() - now;
+  const absl::Time woken = absl::Now();
+  step_stats_.idle += woken - now;
+  // Nobody would learn of a device that is lost while nothing runs, health checks least of all.
+  if (woken >= check && failure().ok() && !backend_->Synchronize().ok()) EndIfBackendIsLost();
 }
 
 void EngineImpl::PublishStats() {

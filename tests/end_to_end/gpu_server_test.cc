@@ -94,11 +94,13 @@ TEST_F(GpuServerTest, ADeviceThatFailsWhileServingEndsRequestsAndProcess) {
   Plant("device=2000");
   ServerProcess server(Flags({"--device=cuda"}));
   ASSERT_TRUE(server.ready()) << server.log();
-  EXPECT_EQ(CheckHealth(server.channel(), ""), 1);
+  HealthWatch health(server.channel());
+  EXPECT_EQ(health.Next(), 1);
   const Answer answer = Ask(server, 200);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(answer.status.error_message(),
               HasSubstr("the server's device has failed: cuda: an illegal address"));
+  EXPECT_EQ(health.Next(), 2);                  // NOT_SERVING
   EXPECT_EQ(server.Wait(), 1) << server.log();  // by itself
   EXPECT_THAT(server.log(), HasSubstr("the server's device has failed"));
 }

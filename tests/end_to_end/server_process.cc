@@ -67,6 +67,16 @@ int ServerProcess::Wait() {
 
 namespace {
 
+std::string BytesOf(const grpc::ByteBuffer& message) {
+  std::vector<grpc::Slice> slices;
+  std::string bytes;
+  if (!message.Dump(&slices).ok()) return bytes;
+  for (const grpc::Slice& part : slices) {
+    bytes.append(reinterpret_cast<const char*>(part.begin()), part.size());
+  }
+  return bytes;
+}
+
 // One request, one answer, whatever kind of method it is; empty on any error.
 std::string RawCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
                     const std::string& request) {
@@ -97,13 +107,7 @@ std::string RawCall(const std::shared_ptr<grpc::Channel>& channel, const std::st
   call->Finish(&status, nullptr);
   await();
   queue.Shutdown();
-  std::vector<grpc::Slice> slices;
-  if (!ok || !answer.Dump(&slices).ok()) return "";
-  std::string bytes;
-  for (const grpc::Slice& part : slices) {
-    bytes.append(reinterpret_cast<const char*>(part.begin()), part.size());
-  }
-  return bytes;
+  return ok ? BytesOf(answer) : "";
 }
 
 // A length-delimited field of less than 128 bytes.
@@ -114,12 +118,60 @@ std::string Field(int number, const std::string& value) {
   return out + value;
 }
 
+// Of a HealthCheckResponse { ServingStatus status = 1; }.
+int ServingStatus(const std::string& answer) {
+  return answer.size() == 2 && answer[0] == 8 ? answer[1] : -1;
+}
+
 }  // namespace
 
 int CheckHealth(const std::shared_ptr<grpc::Channel>& channel, const std::string& service) {
-  // HealthCheckRequest { string service = 1; }, HealthCheckResponse { ServingStatus status = 1; }
-  const std::string answer = RawCall(channel, "/grpc.health.v1.Health/Check", Field(1, service));
-  return answer.size() == 2 && answer[0] == 8 ? answer[1] : -1;
+  // HealthCheckRequest { string service = 1; }
+  return ServingStatus(RawCall(channel, "/grpc.health.v1.Health/Check", Field(1, service)));
+}
+
+struct HealthWatch::Call {
+  explicit Call(const std::shared_ptr<grpc::Channel>& channel) : stub(channel) {}
+  bool Await() {
+    void* tag;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  }
+
+  grpc::GenericStub stub;
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream;
+  bool open = false;
+};
+
+HealthWatch::HealthWatch(const std::shared_ptr<grpc::Channel>& channel)
+    : call_(std::make_unique<Call>(channel)) {
+  call_->stream =
+      call_->stub.PrepareCall(&call_->context, "/grpc.health.v1.Health/Watch", &call_->queue);
+  call_->stream->StartCall(nullptr);
+  call_->open = call_->Await();
+  if (!call_->open) return;
+  const grpc::Slice slice(Field(1, ""));
+  call_->stream->WriteLast(grpc::ByteBuffer(&slice, 1), grpc::WriteOptions(), nullptr);
+  call_->open = call_->Await();
+}
+
+HealthWatch::~HealthWatch() {
+  call_->context.TryCancel();
+  grpc::Status status;
+  call_->stream->Finish(&status, nullptr);
+  call_->Await();
+  call_->queue.Shutdown();
+}
+
+int HealthWatch::Next() {
+  grpc::ByteBuffer answer;
+  if (call_->open) {
+    call_->stream->Read(&answer, nullptr);
+    call_->open = call_->Await();
+  }
+  return call_->open ? ServingStatus(BytesOf(answer)) : -1;
 }
 
 std::string ListServices(const std::shared_ptr<grpc::Channel>& channel) {

@@ -44,6 +44,19 @@ class ServerProcess {
 // grpc.health.v1.Health/Check: the status in the answer (1 SERVING, 2 NOT_SERVING), or −1.
 int CheckHealth(const std::shared_ptr<grpc::Channel>& channel, const std::string& service);
 
+// grpc.health.v1.Health/Watch: an open stream of what Check would answer.
+class HealthWatch {
+ public:
+  explicit HealthWatch(const std::shared_ptr<grpc::Channel>& channel);
+  ~HealthWatch();
+  // Waits for the next status; −1 once the stream has ended.
+  int Next();
+
+ private:
+  struct Call;
+  std::unique_ptr<Call> call_;
+};
+
 // The names that server reflection lists.
 std::string ListServices(const std::shared_ptr<grpc::Channel>& channel);
 

@@ -1,13 +1,17 @@
 // The engine over the CUDA backend on the emulated device: the CPU's bits, neighbours, memory for
-// keys and values, and a device that fails.
+// keys and values, input that a kernel refuses, and a device that fails.
 #include <atomic>
+#include <future>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "engine/engine_test_support.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/device/open_backend.h"
+#include "kernels/forwarding_backend.h"
 #include "simt/emulator.h"
 #include "simt/faults.h"
 
@@ -147,6 +151,63 @@ TEST_F(SimtEngineTest, ADeviceThatFailsEndsEveryRequestAndRefusesNewOnes) {
   (*gpu)->Drain(absl::InfiniteFuture());  // ends: nothing is left
   gpu->reset();                           // after its thread, which calls back last
   EXPECT_EQ(failures, 1);
+}
+
+TEST_F(SimtEngineTest, ADeviceThatFailsWhileNothingRunsIsNoticed) {
+  EngineConfig config = SmallConfig();
+  config.idle_check = absl::Milliseconds(1);
+  std::promise<absl::Status> noticed;
+  config.on_failure = [&](const absl::Status& status) { noticed.set_value(status); };
+  auto gpu = Start(config);
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  ASSERT_TRUE(Send(**gpu, Request(1, kernels::Policy::kPortable))->Wait().ok());
+  faults::FailDevice(absl::InternalError("cuda: the device fell off the bus"));
+  const absl::Status failure = noticed.get_future().get();
+  EXPECT_EQ(failure.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(Text(failure), HasSubstr("fell off the bus"));
+  EXPECT_EQ((*gpu)->failure(), failure);
+}
+
+// Sends one token that the embedding does not have; what a kernel finds in its input it reports
+// through the fault word, long after the call.
+class WrongTokenBackend final : public kernels::ForwardingBackend {
+ public:
+  static constexpr int32_t kMark = 9;
+
+  using kernels::ForwardingBackend::ForwardingBackend;
+  absl::Status Embedding(const kernels::EmbeddingParams& params) override {
+    std::vector<int32_t> tokens(params.tokens, params.tokens + params.num_tokens);
+    for (int32_t& token : tokens) {
+      if (token == kMark) token = 1 << 20;
+    }
+    kernels::EmbeddingParams wrong = params;
+    wrong.tokens = tokens.data();
+    return kernels::ForwardingBackend::Embedding(wrong);
+  }
+};
+
+TEST_F(SimtEngineTest, WhatAKernelFindsInItsInputEndsThatStepAlone) {
+  auto backend = kernels::OpenBackend({.device = "cuda"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EngineConfig config = SmallConfig();
+  config.on_failure = [](const absl::Status& status) { ADD_FAILURE() << status; };
+  auto gpu = Engine::Create(config, std::make_unique<WrongTokenBackend>(*std::move(backend)),
+                            *TinyModel().checkpoint, *TinyModel().tokenizer);
+  ASSERT_TRUE(gpu.ok()) << gpu.status();
+  GenerationRequest good = Request(1, kernels::Policy::kPortable);
+  good.sampling.logit_bias = {{WrongTokenBackend::kMark, -100.0f}};
+  for (int32_t& token : good.prompt) token += token == WrongTokenBackend::kMark;
+  GenerationRequest bad = good;
+  bad.prompt[5] = WrongTokenBackend::kMark;
+  auto before = Send(**gpu, good);
+  ASSERT_TRUE(before->Wait().ok()) << before->final_status;
+  auto wrong = Send(**gpu, bad);
+  EXPECT_FALSE(wrong->Wait().ok());
+  EXPECT_THAT(Text(wrong->final_status), HasSubstr("Embedding: a token is out of range"));
+  EXPECT_TRUE((*gpu)->failure().ok());
+  auto after = Send(**gpu, good);
+  ASSERT_TRUE(after->Wait().ok()) << after->final_status;
+  EXPECT_EQ(after->samples[0].finished.logits_sha256, before->samples[0].finished.logits_sha256);
 }
 
 }  // namespace
