@@ -1,26 +1,26 @@
-// Benchmarks of the CUDA backend's operations in the shapes of Llama-3.1-8B, against the device's
-// own limits and cuBLASLt: matrix products and attention. Whole models: cuda_model_bench.
+// Benchmarks of the CUDA backend's operations, against the device's own limits and cuBLASLt: matrix
+// products and attention in the shapes of Llama-3.1-8B, products of experts in those of
+// Qwen3-30B-A3B. Whole models: cuda_model_bench.
 //
-// cuda_bench [--only gemm|attention] [--seconds S] prints one JSON object. Weights and activations
-// are random; times are medians of repeated runs; attention is left out once S seconds are over.
+// cuda_bench [--only gemm|experts|attention] [--seconds S] prints one JSON object. Weights and
+// activations are random; times are medians of repeated runs; what would begin after S seconds is
+// left out.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/numbers.h"
+#include "bench/cuda_bench_support.h"
+#include "bench/cuda_grouped_gemm.h"
 #include "bench/cuda_library_gemm.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/runtime.h"
-#include "kernels/numerics/bf16.h"
 #include "nlohmann/json.hpp"
 
 namespace verbatim::bench {
@@ -28,87 +28,6 @@ namespace {
 
 using nlohmann::json;
 using namespace kernels;  // NOLINT(google-build-using-namespace): a program of one file
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-// Prints and ends the program: a benchmark has no caller to answer to.
-void Check(const absl::Status& status, const char* what) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "cuda_bench: %s: %s\n", what, std::string(status.message()).c_str());
-  std::exit(1);
-}
-template <class T>
-T Value(absl::StatusOr<T> value, const char* what) {
-  Check(value.status(), what);
-  return *std::move(value);
-}
-
-// Median seconds of one call: after a warm-up, batches of calls of about 20 ms, each ended by wait.
-double MedianSeconds(const std::function<void(int)>& call, const std::function<void()>& wait) {
-  int n = 0;
-  for (int i = 0; i < 3; ++i) call(n++);
-  wait();
-  Clock::time_point start = Clock::now();
-  for (int i = 0; i < 3; ++i) call(n++);
-  wait();
-  const double rough = SecondsSince(start) / 3;
-  const int calls = std::clamp(static_cast<int>(0.02 / rough), 1, 2000);
-  std::vector<double> times;
-  for (int repeat = 0; repeat < 7; ++repeat) {
-    start = Clock::now();
-    for (int i = 0; i < calls; ++i) call(n++);
-    wait();
-    times.push_back(SecondsSince(start) / calls);
-  }
-  std::nth_element(times.begin(), times.begin() + 3, times.end());
-  return times[3];
-}
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
-  uint64_t Next() {
-    state_ ^= state_ << 13;
-    state_ ^= state_ >> 7;
-    state_ ^= state_ << 17;
-    return state_;
-  }
-  // Roughly uniform in ±0.05.
-  uint16_t Bf16() {
-    const float x = (static_cast<float>(Next() >> 40) * 0x1p-24f - 0.5f) * 0.1f;
-    return numerics::Bf16FromFloat(x);
-  }
-  float Float() { return (static_cast<float>(Next() >> 40) * 0x1p-24f - 0.5f) * 2.0f; }
-
- private:
-  uint64_t state_;
-};
-
-std::vector<uint16_t> RandomBf16(size_t count, uint64_t seed) {
-  Random random(seed);
-  std::vector<uint16_t> values(count);
-  for (uint16_t& v : values) v = random.Bf16();
-  return values;
-}
-std::vector<float> RandomFloats(size_t count, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> values(count);
-  for (float& v : values) v = random.Float();
-  return values;
-}
-
-std::unique_ptr<Buffer> Upload(Backend& backend, const void* data, size_t size_bytes) {
-  std::unique_ptr<Buffer> buffer = Value(backend.Allocate(size_bytes), "allocate");
-  Check(backend.CopyToDevice(buffer->data(), data, size_bytes), "copy");
-  return buffer;
-}
-float* FloatsOf(const std::unique_ptr<Buffer>& buffer) {
-  return static_cast<float*>(buffer->data());
-}
-
 // Bytes read and written a second by a large copy on the device.
 double CopyRate() {
   constexpr size_t kBytes = size_t{2} << 30;
@@ -299,12 +218,14 @@ json BenchAttention(Backend& backend, double copy_rate) {
   return out;
 }
 
+const std::string kParts[] = {"gemm", "experts", "attention"};
+
 int Main(int argc, char** argv) {
   double limit_seconds = 360;
   std::string only;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc &&
-        (std::strcmp(argv[i + 1], "gemm") == 0 || std::strcmp(argv[i + 1], "attention") == 0)) {
+        std::count(std::begin(kParts), std::end(kParts), std::string(argv[i + 1])) == 1) {
       only = argv[++i];
       continue;
     }
@@ -313,11 +234,13 @@ int Main(int argc, char** argv) {
       ++i;
       continue;
     }
-    std::fprintf(stderr, "usage: cuda_bench [--only gemm|attention] [--seconds S]\n");
+    std::fprintf(stderr, "usage: cuda_bench [--only gemm|experts|attention] [--seconds S]\n");
     return 2;
   }
   const Clock::time_point start = Clock::now();
-  const auto time_left = [&] { return SecondsSince(start) < limit_seconds; };
+  const auto wanted = [&](const char* part) {
+    return (only.empty() || only == part) && SecondsSince(start) < limit_seconds;
+  };
   const cuda::runtime::DeviceInfo info = Value(cuda::runtime::OpenDevice(0), "device");
   std::unique_ptr<Backend> backend = Value(cuda::CudaBackend::Create({}), "backend");
   json out;
@@ -331,8 +254,9 @@ int Main(int argc, char** argv) {
   std::string why;
   const std::unique_ptr<LibraryGemm> library = LibraryGemm::Load(&why);
   if (library == nullptr) out["no_cublaslt"] = why;
-  if (only != "attention") out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
-  if (only != "gemm" && time_left()) out["attention"] = BenchAttention(*backend, copy_rate);
+  if (wanted("gemm")) out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
+  if (wanted("experts")) out["experts"] = BenchGroupedGemm(*backend, copy_rate);
+  if (wanted("attention")) out["attention"] = BenchAttention(*backend, copy_rate);
   out["seconds"] = SecondsSince(start);
   std::printf("%s\n", out.dump(1).c_str());
   return 0;
