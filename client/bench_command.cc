@@ -121,7 +121,7 @@ void PrintErrors(const LoadResult& load) {
 absl::Status Save(const BenchOptions& options, const nlohmann::json& report) {
   const std::string path = BenchResultPath(options, report);
   const std::string text = Dump(report);
-  const absl::Status status =
+  absl::Status status =
       options.append_result ? AppendLine(path, text) : WriteFile(path, text + "\n");
   if (status.ok()) std::printf("wrote %s\n", path.c_str());
   return status;

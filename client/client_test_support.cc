@@ -15,7 +15,7 @@ grpc::Status FakeService::Generate(grpc::ServerContext* context, const v1::Gener
   int seen = most_in_flight_;
   while (now > seen && !most_in_flight_.compare_exchange_weak(seen, now)) {
   }
-  const grpc::Status status = Stream(context, *request, writer);
+  grpc::Status status = Stream(context, *request, writer);
   --in_flight_;
   return status;
 }

@@ -127,7 +127,7 @@ TEST_F(CompareTest, SendsTheSameRequestInBothModes) {
                    "--temperature=0.25", "--background-rate=0", "--num-warmups=0", "--blocks=3"});
   EXPECT_EQ(output.exit_status, 0) << output.err;
   std::map<v1::Determinism, int> count;
-  for (v1::GenerateRequest request : server_.service().requests()) {
+  for (const v1::GenerateRequest& request : server_.service().requests()) {
     ++count[request.determinism()];
     EXPECT_EQ(request.text(), "a prompt");
     EXPECT_EQ(request.sampling().top_p(), 0.5F);

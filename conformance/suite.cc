@@ -19,8 +19,6 @@
 namespace verbatim::conformance {
 namespace {
 
-using kernels::Policy;
-
 constexpr int32_t kReservedTokens = 16;
 
 double SecondsSince(std::chrono::steady_clock::time_point start) {
@@ -97,8 +95,8 @@ absl::StatusOr<std::unique_ptr<TrialEngine>> PolicyRun::MakeEngine(const LoadedM
   if (variant.engine.pool > 0) {
     // Whole pages of each: a pool of one subject always holds that subject.
     const int64_t page = variant.engine.page_tokens;
-    pool_tokens = static_cast<int64_t>(variant.engine.pool *
-                                       static_cast<double>((unit + page - 1) / page * page));
+    const int64_t whole = (unit + page - 1) / page * page;
+    pool_tokens = static_cast<int64_t>(variant.engine.pool * static_cast<double>(whole));
   } else {
     const int64_t mean = sum / static_cast<int64_t>(workload_.subjects().size());
     pool_tokens = 90 * (mean + variant.engine.page_tokens) + 6 * very_long;
