@@ -140,7 +140,7 @@ TEST_P(PinnedGemmTest, IsCloseToTheDoubleProduct) {
         x_norm += std::fabs(static_cast<double>(x[t * k + i]));
       }
       const double tolerance =
-          2.0 * (k / 32 + 64) * std::ldexp(1.0, -24) * (3 * largest * x_norm + std::fabs(exact));
+          2.0 * static_cast<double>(k / 32 + 64) * std::ldexp(1.0, -24) * (3 * largest * x_norm + std::fabs(exact));
       ASSERT_NEAR(y[t * n + c], exact, tolerance) << "row " << t << ", column " << c;
     }
   }
