@@ -167,53 +167,54 @@ json BenchAttention(Backend& backend, double copy_rate) {
   const std::vector<float> q = RandomFloats(static_cast<size_t>(2048 * stride), 9);
   const std::unique_ptr<Buffer> device_q = Upload(backend, q.data(), q.size() * sizeof(float));
   const std::unique_ptr<Buffer> y = Value(backend.Allocate(q.size() * sizeof(float)), "allocate");
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
-    for (auto [sequences, context] : std::initializer_list<std::pair<int64_t, int64_t>>{
-             {1, 1024}, {16, 1024}, {64, 1024}, {256, 1024}, {1, 32768}}) {
-      const Histories h = MakeHistories(backend, 1, sequences, context, dtype);
-      const double seconds = MedianSeconds(
-          [&](int) {
-            Check(backend.Attention({.cache = h.cache.get(),
-                                     .q = FloatsOf(device_q),
-                                     .q_stride = stride,
-                                     .y = FloatsOf(y),
-                                     .y_stride = stride,
-                                     .num_heads = kHeads,
-                                     .scale = 0.088f,
-                                     .spans = h.decode}),
-                  "attention");
-          },
-          [&] { Check(backend.Synchronize(), "attention"); });
-      const double bytes =
-          static_cast<double>(sequences * (context + 1) * kKvHeads * kHeadDim * 2) *
-          (dtype == DType::kF32 ? 4 : 2);
-      out.push_back({{"kind", "decode"},
-                     {"pages", std::string(InfoOf(dtype).name)},
-                     {"sequences", sequences},
-                     {"context", context},
-                     {"us", seconds * 1e6},
-                     {"bandwidth_share", copy_rate > 0 ? bytes / seconds / copy_rate : 0.0}});
-    }
-    const Histories h = MakeHistories(backend, 1, 1, 2047, dtype);
-    const SequenceSpan span{0, 2048, 0, h.pages[0].data(), static_cast<int32_t>(h.pages[0].size())};
-    const double seconds = MedianSeconds(
+  const auto attend = [&](Policy policy, const Histories& h, absl::Span<const SequenceSpan> spans) {
+    return MedianSeconds(
         [&](int) {
-          Check(backend.Attention({.cache = h.cache.get(),
+          Check(backend.Attention({.mode = {policy},
+                                   .cache = h.cache.get(),
                                    .q = FloatsOf(device_q),
                                    .q_stride = stride,
                                    .y = FloatsOf(y),
                                    .y_stride = stride,
                                    .num_heads = kHeads,
                                    .scale = 0.088f,
-                                   .spans = {&span, 1}}),
+                                   .spans = spans}),
                 "attention");
         },
         [&] { Check(backend.Synchronize(), "attention"); });
-    out.push_back({{"kind", "prefill"},
-                   {"pages", std::string(InfoOf(dtype).name)},
-                   {"tokens", 2048},
-                   {"us", seconds * 1e6},
-                   {"tflops", 2.0 * 2048 * 2048 * kHeads * kHeadDim / seconds * 1e-12}});
+  };
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    // Over pages of fp32 PINNED computes as PORTABLE does.
+    std::vector<Policy> policies = {Policy::kPortable};
+    if (dtype == DType::kBF16) policies.insert(policies.begin(), Policy::kPinned);
+    for (auto [sequences, context] : std::initializer_list<std::pair<int64_t, int64_t>>{
+             {1, 1024}, {16, 1024}, {64, 1024}, {256, 1024}, {1, 32768}}) {
+      const Histories h = MakeHistories(backend, 1, sequences, context, dtype);
+      const double bytes =
+          static_cast<double>(sequences * (context + 1) * kKvHeads * kHeadDim * 2) *
+          (dtype == DType::kF32 ? 4 : 2);
+      for (Policy policy : policies) {
+        const double seconds = attend(policy, h, h.decode);
+        out.push_back({{"kind", "decode"},
+                       {"policy", std::string(NameOf(policy))},
+                       {"pages", std::string(InfoOf(dtype).name)},
+                       {"sequences", sequences},
+                       {"context", context},
+                       {"us", seconds * 1e6},
+                       {"bandwidth_share", copy_rate > 0 ? bytes / seconds / copy_rate : 0.0}});
+      }
+    }
+    const Histories h = MakeHistories(backend, 1, 1, 2047, dtype);
+    const SequenceSpan span{0, 2048, 0, h.pages[0].data(), static_cast<int32_t>(h.pages[0].size())};
+    for (Policy policy : policies) {
+      const double seconds = attend(policy, h, {&span, 1});
+      out.push_back({{"kind", "prefill"},
+                     {"policy", std::string(NameOf(policy))},
+                     {"pages", std::string(InfoOf(dtype).name)},
+                     {"tokens", 2048},
+                     {"us", seconds * 1e6},
+                     {"tflops", 2.0 * 2048 * 2048 * kHeads * kHeadDim / seconds * 1e-12}});
+    }
   }
   return out;
 }

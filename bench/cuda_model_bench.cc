@@ -40,6 +40,8 @@ ABSL_FLAG(int, repetitions, 5, "how often the policies take turns");
 ABSL_FLAG(int64_t, probe, 8192, "rows, columns and inner length of the product that is the limit");
 ABSL_FLAG(int64_t, copy_mib, 2048, "size of the copy that is the limit");
 ABSL_FLAG(double, seconds, 240, "cases that would begin after so many seconds are left out");
+ABSL_FLAG(std::string, partial, "",
+          "file with what has been measured so far, written after every case");
 
 namespace verbatim::bench {
 namespace {
@@ -100,8 +102,10 @@ class Bench {
   double CopyRate();
   // Operations a second of a large THROUGHPUT product.
   double ProductRate();
+  // Calls so_far with what has been measured after every case.
   json Model(const std::string& shape, double copy_rate, double product_rate,
-             const std::function<bool()>& time_left);
+             const std::function<bool()>& time_left,
+             const std::function<void(const json&)>& so_far);
 
  private:
   std::function<void()> Wait() {
@@ -247,10 +251,21 @@ std::vector<Measured> InTurn(const std::function<void(Policy)>& call,
                              const std::function<void()>& wait) {
   std::vector<int> calls;
   std::vector<std::vector<double>> seconds(std::size(kPolicies));
-  for (const Policy policy : kPolicies) calls.push_back(CallsFor([&] { call(policy); }, wait));
+  constexpr double kSlow = 2;  // a call of so many seconds is measured once
+  for (size_t p = 0; p < std::size(kPolicies); ++p) {
+    const auto once = [&] { call(kPolicies[p]); };
+    const double warm_up = SecondsOf(once, wait, 1);
+    if (warm_up < kSlow) {
+      calls.push_back(CallsFor(once, wait));
+    } else {
+      calls.push_back(0);
+      seconds[p].push_back(SecondsOf(once, wait, 1));
+    }
+  }
   for (int i = 0; i < absl::GetFlag(FLAGS_repetitions); ++i) {
     for (size_t p = 0; p < std::size(kPolicies); ++p) {
-      seconds[p].push_back(SecondsOf([&] { call(kPolicies[p]); }, wait, calls[p]));
+      if (calls[p] > 0)
+        seconds[p].push_back(SecondsOf([&] { call(kPolicies[p]); }, wait, calls[p]));
     }
   }
   std::vector<Measured> out;
@@ -362,7 +377,8 @@ json Bench::Prefill(model::Transformer& transformer, const RandomCheckpoint& che
 }
 
 json Bench::Model(const std::string& shape, double copy_rate, double product_rate,
-                  const std::function<bool()>& time_left) {
+                  const std::function<bool()>& time_left,
+                  const std::function<void(const json&)>& so_far) {
   const RandomCheckpoint checkpoint(Must(RandomModelConfig(shape)), 1);
   const Clock::time_point start = Clock::now();
   int64_t most = 1;
@@ -391,6 +407,7 @@ json Bench::Model(const std::string& shape, double copy_rate, double product_rat
   const auto timed = [&](const char* kind, const std::function<json()>& measure) {
     if (time_left()) {
       out[kind].push_back(measure());
+      so_far(out);
     } else {
       out[kind].push_back({{"left_out", "out of time"}});
     }
@@ -426,9 +443,22 @@ int Main() {
   for (const Policy policy : kPolicies) {
     out["tags"][std::string(NameOf(policy))] = Must(backend->NumericsTag(policy));
   }
+  // What is there when a later case fails, or takes longer than the caller waits.
+  const auto so_far = [&](const json& model) {
+    const std::string path = absl::GetFlag(FLAGS_partial);
+    if (path.empty()) return;
+    json partial = out;
+    partial["models"].push_back(model);
+    partial["partial"] = true;
+    const std::string text = partial.dump(1);
+    std::FILE* file = std::fopen((path + ".new").c_str(), "w");
+    if (file == nullptr) return;
+    const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    if (std::fclose(file) == 0 && written) std::rename((path + ".new").c_str(), path.c_str());
+  };
   for (const std::string& shape : absl::GetFlag(FLAGS_shapes)) {
     if (time_left()) {
-      out["models"].push_back(bench.Model(shape, copy_rate, product_rate, time_left));
+      out["models"].push_back(bench.Model(shape, copy_rate, product_rate, time_left, so_far));
     } else {
       out["models"].push_back({{"shape", shape}, {"left_out", "out of time"}});
     }

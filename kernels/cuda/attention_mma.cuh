@@ -253,7 +253,8 @@ struct History {
   const unsigned char* head;  // of page 0, in this layer
   int64_t page_bytes;         // from one page to the next
   const int32_t* pages;
-  int page_tokens, segments;  // segments of a position that exist
+  int page_tokens, page_shift;  // a power of two, and which
+  int segments;                 // of a position that exist
 
   __device__ __forceinline__ History(const AttentionArgs& args, const Queries& queries)
       : head(static_cast<const unsigned char*>(args.layout.data) +
@@ -261,15 +262,16 @@ struct History {
         page_bytes(2 * args.layout.num_kv_heads * args.layout.head_elements()),
         pages(args.pages + queries.tile.first_page),
         page_tokens(static_cast<int>(args.layout.page_tokens)),
+        page_shift(PopCount(static_cast<uint32_t>(page_tokens) - 1u)),
         segments(static_cast<int>(args.layout.key_segments())) {}
 
   __device__ __forceinline__ const unsigned char* Key(int position, int segment) const {
-    return head + pages[position / page_tokens] * page_bytes +
-           (segment * page_tokens + position % page_tokens) * 16;
+    return head + pages[position >> page_shift] * page_bytes +
+           ((segment << page_shift) + (position & (page_tokens - 1))) * 16;
   }
   __device__ __forceinline__ const unsigned char* Value(int position, int segment) const {
-    return head + pages[position / page_tokens] * page_bytes +
-           ((page_tokens + position % page_tokens) * segments + segment) * 16;
+    return head + pages[position >> page_shift] * page_bytes +
+           ((page_tokens + (position & (page_tokens - 1))) * segments + segment) * 16;
   }
 };
 

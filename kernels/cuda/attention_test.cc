@@ -30,6 +30,14 @@ TEST_F(AttentionTest, ChunksOfAPromptBehindHistory) {
   Expect({.heads = 4, .kv_heads = 1, .head_dim = 32}, {{250, 20}, {60, 9}, {515, 3}});
 }
 
+// So many tiles that cuts get no blocks of their own on a GPU of any size: a block walks them.
+TEST_F(AttentionTest, ManyTilesOfSeveralCuts) {
+  if (test_device::Emulated()) GTEST_SKIP() << "its few multiprocessors need no such shape";
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    Expect({.heads = 32, .kv_heads = 8, .dtype = dtype}, {{0, 600}, {700, 40}});
+  }
+}
+
 TEST_F(AttentionTest, MixedBatchWithDecodeRows) {
   Expect({}, {{100, 1}, {0, 40}, {256, 1}, {511, 1}, {17, 2}});
 }

@@ -111,7 +111,8 @@ absl::Status CudaBackend::Gemm(const GemmParams& params) {
                                                           .y_stride = params.y_stride,
                                                           .bias = params.bias,
                                                           .residual = params.residual,
-                                                          .round = round},
+                                                          .round = round,
+                                                          .multiprocessors = info_.multiprocessors},
                                                          stream_));
     if (!status.ok()) return status;
   }

@@ -33,16 +33,24 @@ __global__ void __launch_bounds__(kMaxShards * 32)
                     });
 }
 
+// Token tiles whose blocks run side by side: weights that they share are read from memory once.
+constexpr unsigned int kTokenTileGroup = 16;
+
 // grid (output tiles, token tiles, shards or 1). With partials: [shards][tokens][rows].
 template <int kTiles>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     ManyTokensKernel(PackedPart part, int64_t tokens, const unsigned char* rounded_x,
                      Epilogue epilogue, float* partials, int shards, int depth) {
   VERBATIM_SHARED_MEMORY(bytes);
-  const int64_t first_token = static_cast<int64_t>(blockIdx.y) * 16 * kTiles;
+  const unsigned int block = blockIdx.y * gridDim.x + blockIdx.x;
+  const unsigned int group = block / (kTokenTileGroup * gridDim.x) * kTokenTileGroup;
+  const unsigned int in_group = block - group * gridDim.x;
+  const unsigned int left = gridDim.y - group;
+  const unsigned int width = left < kTokenTileGroup ? left : kTokenTileGroup;
+  const int64_t first_token = static_cast<int64_t>(group + in_group % width) * 16 * kTiles;
   const int first_shard = partials != nullptr ? static_cast<int>(blockIdx.z) : 0;
   const int last_shard = partials != nullptr ? first_shard + 1 : shards;
-  ManyTokens<kTiles>(part, blockIdx.x, first_shard, last_shard, depth, bytes,
+  ManyTokens<kTiles>(part, in_group / width, first_shard, last_shard, depth, bytes,
                      RoundedX{rounded_x, RowPitch(part.cols) * 2, first_token, tokens},
                      [&](int in_tile, int64_t row, float sum) {
                        const int64_t token = first_token + in_tile;

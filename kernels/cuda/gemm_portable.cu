@@ -64,11 +64,15 @@ int LaunchFewTokens(const GemmArgs& args, const Epilogue& epilogue, Stream strea
 
 int LaunchGemmPortable(const GemmArgs& args, Stream stream) {
   const Epilogue epilogue{args.y, args.y_stride, args.bias, args.residual, args.round};
+  // Tiles of many tokens would leave most multiprocessors idle where outputs are few (routers).
+  const int64_t tiles = (args.part.rows + kTileOutputs - 1) / kTileOutputs *
+                        ((args.tokens + kTileTokens - 1) / kTileTokens);
+  const bool few = args.tokens <= kFewTokens || 4 * tiles <= args.multiprocessors;
   return ForFormat(args.part.format, [&]<DType kFormat>() {
     if (args.tokens == 1) return LaunchFewTokens<kFormat, 1>(args, epilogue, stream);
     if (args.tokens == 2) return LaunchFewTokens<kFormat, 2>(args, epilogue, stream);
     if (args.tokens <= 4) return LaunchFewTokens<kFormat, 4>(args, epilogue, stream);
-    if (args.tokens <= kFewTokens) return LaunchFewTokens<kFormat, 8>(args, epilogue, stream);
+    if (few) return LaunchFewTokens<kFormat, 8>(args, epilogue, stream);
     const LaunchShape shape{
         dim3(static_cast<unsigned int>((args.part.rows + kTileOutputs - 1) / kTileOutputs),
              static_cast<unsigned int>((args.tokens + kTileTokens - 1) / kTileTokens)),

@@ -58,6 +58,17 @@ TEST_F(GemmPortableTest, EveryBatchSizeHasTheSameBits) {
   }
 }
 
+// Enough tiles that a GPU of any size takes the way for many tokens.
+TEST_F(GemmPortableTest, ManyTiles) {
+  if (test_device::Emulated()) GTEST_SKIP() << "its few multiprocessors need no such shape";
+  for (DType format : {DType::kBF16, DType::kQ4_1}) {
+    const cpu::TestMatrix w = cpu::RandomMatrix(format, 4300, 416, 39);
+    ExpectSameBits([&](Backend& backend) {
+      return Run(backend, {.parts = {w.stored}, .tokens = 70, .bias = true, .residual = true});
+    });
+  }
+}
+
 TEST_F(GemmPortableTest, ReductionsOfEveryLength) {
   for (int64_t cols : {1, 31, 33, 127, 128, 130, 255, 257, 640, 1153, 2100}) {
     // F32 is reordered, rows of BF16 stay rows with a padding.

@@ -12,6 +12,7 @@ namespace {
 using namespace gemm_pinned;
 
 constexpr int32_t kFewPlaces = 32;
+constexpr int64_t kIdleRowTiles = 4;
 constexpr int kRoundThreads = 256;
 
 // A thread a row and segment.
@@ -46,15 +47,16 @@ struct PlaceX {
 template <int kTiles>
 __device__ __forceinline__ void FewPlaces(const GroupedGemmArgs& args, const PlaceTile& tile,
                                           const PackedPart& part, const Epilogue& epilogue,
-                                          int shards, unsigned char* bytes) {
-  FewTokens<kTiles>(part, blockIdx.x, tile.count, shards, args.shard_depth, bytes,
+                                          int64_t row_tile, int shards, unsigned char* bytes) {
+  FewTokens<kTiles>(part, row_tile, tile.count, shards, args.shard_depth, bytes,
                     PlaceX{args, tile, RowPitch(part.cols) * 2},
                     [&](int64_t token, int64_t row, float sum) {
                       epilogue.Store(tile.first + token, part.first_row + row, sum);
                     });
 }
 
-// Experts with up to kFewPlaces places. grid (row tiles, experts with places); a warp a shard.
+// Experts with up to kFewPlaces places. grid (row tiles or fewer, experts with places); a warp a
+// shard.
 template <int kMostTiles>
 __global__ void __launch_bounds__(kMaxShards * 32)
     FewPlacesKernel(GroupedGemmArgs args, int shards) {
@@ -65,20 +67,22 @@ __global__ void __launch_bounds__(kMaxShards * 32)
                                   static_cast<int32_t>(blockIdx.y), lane);
   if (tile.count == 0) return;
   const PackedPart part = args.parts[tile.expert];
-  if (static_cast<int64_t>(blockIdx.x) >= part.tiles()) return;
   const Epilogue epilogue{args.y, args.y_stride, nullptr, nullptr, args.round};
-  if (kMostTiles == 1 || tile.count <= 8) {
-    FewPlaces<1>(args, tile, part, epilogue, shards, bytes);
-  } else if (kMostTiles == 2 || tile.count <= 16) {
-    FewPlaces < kMostTiles<2 ? 1 : 2>(args, tile, part, epilogue, shards, bytes);
-  } else {
-    FewPlaces<kMostTiles>(args, tile, part, epilogue, shards, bytes);
+  for (int64_t row_tile = blockIdx.x; row_tile < part.tiles(); row_tile += gridDim.x) {
+    if (row_tile > blockIdx.x) SyncThreads();  // all warps have read the sums before
+    if (kMostTiles == 1 || tile.count <= 8) {
+      FewPlaces<1>(args, tile, part, epilogue, row_tile, shards, bytes);
+    } else if (kMostTiles == 2 || tile.count <= 16) {
+      FewPlaces < kMostTiles<2 ? 1 : 2>(args, tile, part, epilogue, row_tile, shards, bytes);
+    } else {
+      FewPlaces<kMostTiles>(args, tile, part, epilogue, row_tile, shards, bytes);
+    }
   }
 }
 
 // Experts with more. grid (output tiles, tiles of places).
 template <int kTiles>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     ManyPlacesKernel(GroupedGemmArgs args, int shards) {
   VERBATIM_SHARED_MEMORY(bytes);
   const int thread = static_cast<int>(threadIdx.x);
@@ -102,8 +106,13 @@ unsigned int Blocks(int64_t count, int64_t each) {
 
 template <int kMostTiles>
 int LaunchFewPlaces(const GroupedGemmArgs& args, int shards, Stream stream) {
+  // Where the average expert has more places than this kernel takes, most blocks find none.
+  const int64_t count = args.places.end - args.places.begin;
+  const int64_t row_tiles = (args.most_rows + kTileRows - 1) / kTileRows;
+  const bool most_idle = count > kFewPlaces * args.places.num_experts && row_tiles > kIdleRowTiles;
   return Launch(FewPlacesKernel<kMostTiles>,
-                {dim3(Blocks(args.most_rows, kTileRows), TileBound(args.places, 0, INT32_MAX)),
+                {dim3(static_cast<unsigned int>(most_idle ? kIdleRowTiles : row_tiles),
+                      TileBound(args.places, 0, INT32_MAX)),
                  dim3(static_cast<unsigned int>(shards) * 32), FewTokensBytes<kMostTiles>(shards)},
                 stream, args, shards);
 }

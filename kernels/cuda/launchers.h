@@ -191,6 +191,7 @@ struct GemmArgs {
   const float* bias;      // of the whole matrix, or null
   const float* residual;  // with y_stride, or null
   bool round;
+  int multiprocessors;
 };
 int LaunchGemmPortable(const GemmArgs& args, Stream stream);
 

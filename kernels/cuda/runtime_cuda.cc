@@ -25,6 +25,9 @@ bool IsSticky(cudaError_t error) {
     case cudaErrorInvalidPc:
     case cudaErrorAssert:
     case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorContextIsDestroyed:
     case cudaErrorUnknown:
       return true;
     default:
@@ -36,7 +39,10 @@ absl::Status StatusOf(const char* operation, cudaError_t error) {
   if (error == cudaSuccess) return absl::OkStatus();
   const std::string text = absl::StrCat("cuda: ", operation, ": ", cudaGetErrorName(error), " (",
                                         cudaGetErrorString(error), ")");
-  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(text);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not to be reported by the next launch
+    return absl::ResourceExhaustedError(text);
+  }
   if (IsSticky(error)) {
     return absl::InternalError(
         absl::StrCat(text, "; the device has failed and cannot be used again by this process"));
