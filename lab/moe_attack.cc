@@ -42,8 +42,8 @@ std::vector<int32_t> OrdinaryPrompt(const std::vector<Victim>& victims, size_t v
   return ids;
 }
 
-absl::StatusOr<AttackTrial> RunTrial(std::vector<client::WorkItem> items, const AnswerAlone& alone,
-                                     client::Client* client) {
+absl::StatusOr<AttackTrial> RunTrial(const std::vector<client::WorkItem>& items,
+                                     const AnswerAlone& alone, client::Client* client) {
   client::LoadOptions load;
   load.max_concurrency = static_cast<int64_t>(items.size());
   load.closed_loop = true;
@@ -157,7 +157,7 @@ absl::StatusOr<AttackResult> RunAttack(const DemoOptions& options, const DemoMod
         }
         client::WorkItem& victim = items.emplace_back();
         victim.request = MeasuredRequest(uncached, victims[v].prompt, mode.determinism);
-        auto trial = RunTrial(std::move(items), alone[v], client);
+        auto trial = RunTrial(items, alone[v], client);
         if (!trial.ok()) return trial.status();
         trial->victim = v;
         done.push_back(*std::move(trial));

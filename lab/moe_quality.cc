@@ -151,9 +151,10 @@ absl::StatusOr<int> Run(const Flags& flags) {
                                             flags.tokens / flags.context);
   if (!windows.ok()) return windows.status();
 
+  const int64_t competing = flags.batch_rows / flags.context * flags.context;
   std::printf("%zu windows of %lld tokens, %lld rows of a forward pass compete\n\n",
               windows->size(), static_cast<long long>(flags.context),
-              static_cast<long long>(flags.batch_rows / flags.context * flags.context));
+              static_cast<long long>(competing));
   std::printf("%-16s %8s %6s %6s   %-24s %s\n", "capacity", "perplex.", "lost %", "moved%",
               "over no limit (95 %)", flags.dense.empty() ? "" : "over the dense parent");
   std::vector<Row> rows;

@@ -177,7 +177,7 @@ class TemporaryDirectory {
   const std::string& path() const { return path_; }
   // Writes (or overwrites) a file and returns its path.
   std::string Write(const std::string& name, std::string_view content) const {
-    const std::string path = path_ + "/" + name;
+    std::string path = path_ + "/" + name;
     std::ofstream(path, std::ios::binary | std::ios::trunc)
         .write(content.data(), static_cast<std::streamsize>(content.size()));
     return path;

@@ -50,8 +50,8 @@ class PreTokenizer {
  public:
   // Errors name the step's number and what its pattern does wrong.
   static absl::StatusOr<PreTokenizer> Create(const std::vector<PreTokenizerStep>& steps);
-  PreTokenizer(PreTokenizer&&);
-  PreTokenizer& operator=(PreTokenizer&&);
+  PreTokenizer(PreTokenizer&&) noexcept;
+  PreTokenizer& operator=(PreTokenizer&&) noexcept;
   ~PreTokenizer();
 
   // Appends the pieces of `text` (valid UTF-8), none empty, in order. They are views of `text` or

@@ -117,7 +117,7 @@ TEST_F(GemmPortableTest, NegativeZeroSurvivesPadding) {
                              .y = y,
                              .y_stride = 33})
                       .ok());
-      const std::vector<float> result = arrays.Get(y, tokens * 33);
+      std::vector<float> result = arrays.Get(y, tokens * 33);
       EXPECT_EQ(BitsOf(result[0]), 0x80000000u);
       return result;
     });

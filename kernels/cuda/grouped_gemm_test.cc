@@ -385,7 +385,7 @@ TEST_F(GroupedGemmTest, ShapesThatContradictEachOtherAreRefused) {
   const Matrices of_the_cpu = Load(*cpu_, c);
   float x[200] = {};
   int32_t offsets[3] = {};
-  const auto message = [&](std::vector<const WeightMatrix*> weights, auto change) {
+  const auto message = [&](const std::vector<const WeightMatrix*>& weights, auto change) {
     GroupedGemmParams params{.weights = weights,
                              .offsets = offsets,
                              .max_places = 4,
