@@ -47,15 +47,18 @@ bool EngineImpl::TakeInbox() {
   std::vector<std::unique_ptr<RequestState>> arrived;
   std::vector<RequestId> cancelled;
   bool abandon, stopping;
+  absl::Status lost;
   {
     std::lock_guard lock(mu_);
     arrived.swap(inbox_);
     cancelled.swap(cancelled_);
     abandon = abandon_;
     stopping = stopping_;
+    if (failure_.ok()) lost = rank_failure_;
   }
   for (std::unique_ptr<RequestState>& request : arrived) StartRequest(std::move(request));
   for (RequestId id : cancelled) EndRequest(id, absl::CancelledError("the request was cancelled"));
+  if (!lost.ok()) EndAll(lost);
   if (abandon || stopping) {
     while (!requests_.empty()) {
       EndRequest(requests_.begin()->first, absl::UnavailableError("the server is shutting down"));
@@ -153,7 +156,7 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
     for (const scheduler::ScheduledSpan& span : plan.spans) {
       failed.push_back(sequences_.at(span.sequence)->request().id);
     }
-    if (EndIfBackendIsLost()) return;
+    if (EndIfRankIsLost() || EndIfBackendIsLost()) return;
     for (RequestId id : failed) EndRequest(id, status, /*poisoned=*/true);
     return;
   }
@@ -167,13 +170,25 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
   step_stats_.emit += absl::Now() - emit_start;
 }
 
+bool EngineImpl::EndIfRankIsLost() {
+  if (config_.communicator == nullptr) return false;
+  const absl::Status lost = config_.communicator->failure();
+  if (lost.ok()) return false;
+  EndAll(lost);
+  return true;
+}
+
 bool EngineImpl::EndIfBackendIsLost() {
   // What the failed step left behind is reported once; a lost device reports for ever.
   backend_->Synchronize().IgnoreError();
   const absl::Status lost = backend_->Synchronize();
   if (lost.ok()) return false;
-  const absl::Status failure = absl::UnavailableError(
-      absl::StrCat("the server's device has failed: ", std::string(lost.message())));
+  EndAll(absl::UnavailableError(
+      absl::StrCat("the server's device has failed: ", std::string(lost.message()))));
+  return true;
+}
+
+void EngineImpl::EndAll(const absl::Status& failure) {
   std::vector<std::unique_ptr<RequestState>> arrived;
   {
     std::lock_guard lock(mu_);
@@ -187,7 +202,6 @@ bool EngineImpl::EndIfBackendIsLost() {
   }
   while (!requests_.empty()) EndRequest(requests_.begin()->first, failure, /*poisoned=*/true);
   if (config_.on_failure) config_.on_failure(failure);
-  return true;
 }
 
 std::shared_ptr<trace::Trace> EngineImpl::MakeTrace(const SampleState& sample,
@@ -341,7 +355,7 @@ void EngineImpl::WaitForWork(absl::Time now) {
     std::unique_lock lock(mu_);
     wake_.wait_until(lock, absl::ToChronoTime(until), [this] {
       return !inbox_.empty() || !cancelled_.empty() || stopping_ ||
-             (abandon_ && live_requests_ > 0);
+             (!rank_failure_.ok() && failure_.ok()) || (abandon_ && live_requests_ > 0);
     });
   }
   const absl::Time woken = absl::Now();
