@@ -31,6 +31,7 @@
 #include "server/fragility_calibration.h"
 #include "server/generation_service.h"
 #include "server/grpc_server.h"
+#include "server/rank_process.h"
 #include "server/server_config.h"
 #include "server/unary_calls.h"
 #include "server/write_thread.h"
@@ -107,6 +108,7 @@ int64_t LongestPromptBytes(const model::Tokenizer& tokenizer, int64_t max_model_
 
 // Everything that serves, in the order of its making; destroyed in reverse.
 struct Serving {
+  Ranks ranks;
   std::unique_ptr<model::Checkpoint> checkpoint;
   std::unique_ptr<model::Tokenizer> tokenizer;
   model::ChatTemplate chat_template;
@@ -138,7 +140,7 @@ absl::Status LoadFragility(ServerConfig* config, const std::string& weights_sha2
 
 absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weights_sha256) {
   // Before the model is read: a device that cannot be used takes no time to refuse.
-  auto backend = kernels::OpenBackend(config->ToBackendOptions());
+  auto backend = OpenRankBackend(*config, &serving->ranks);
   if (!backend.ok()) return backend.status();
   serving->backend_description = (*backend)->Describe();
   auto checkpoint = model::Checkpoint::Open(config->model);
@@ -156,6 +158,7 @@ absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weig
     return status;
   }
   engine::EngineConfig engine_config = config->ToEngineConfig();
+  engine_config.communicator = serving->ranks.communicator();
   engine_config.on_failure = [serving, waiting = pthread_self()](const absl::Status&) {
     serving->failed = true;
     pthread_kill(waiting, SIGUSR1);
@@ -356,12 +359,15 @@ int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Servin
 
 int RunServe(int argc, char** argv) {
   const absl::Time start = absl::Now();
+  // Before anything can fail: a launcher that sees one rank end sends SIGTERM to the others, which
+  // must not keep rank 0 from saying why.
+  const sigset_t signals = BlockSignals();
   ServerConfig config;
   flags::FlagSet flags = config.Flags();
   absl::StatusOr<std::vector<std::string>> positional = flags.Parse(argc, argv);
   absl::Status status = positional.status();
   if (status.ok() && flags.help_requested()) {
-    std::fputs(flags.Help().c_str(), stdout);
+    if (IsFirstRank()) std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
   if (status.ok() && !positional->empty()) {
@@ -370,14 +376,24 @@ int RunServe(int argc, char** argv) {
   }
   if (status.ok()) status = config.Validate();
   if (!status.ok()) {
-    std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
+    if (IsFirstRank()) {
+      std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
+    }
     return 2;
   }
   // Protobuf would print a line for every request with invalid UTF-8; the client gets the error.
   google::protobuf::SetLogHandler(nullptr);
-  const sigset_t signals = BlockSignals();
+  absl::StatusOr<Ranks> ranks = JoinRanks(config);
+  if (ranks.ok() && !IsFirstRank()) return RunFollowerRank(config, *std::move(ranks));
   Serving serving;
-  if (status = Start(&config, flags, start, &serving); !status.ok()) {
+  status = ranks.status();
+  if (status.ok()) {
+    serving.ranks = *std::move(ranks);
+    status = Start(&config, flags, start, &serving);
+  }
+  if (!status.ok()) {
+    if (serving.ranks.host != nullptr) serving.ranks.host->Abort(status);
+    if (!IsFirstRank()) return 1;
     std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
     // A flag that the model contradicts is still a wrong flag.
     return status.message().substr(0, 2) == "--" && absl::IsInvalidArgument(status) ? 2 : 1;
