@@ -41,6 +41,9 @@ namespace {
 
 // How long clients may take to read the end of their answers once the engine is done.
 constexpr absl::Duration kDeliveryGrace = absl::Seconds(2);
+// How long requests may go on once a launcher has begun to end its ranks: long enough before they
+// are killed that every request gets a status.
+constexpr double kHurriedDrainSeconds = 0.3;
 
 std::string FamilyName(model::Family family) {
   switch (family) {
@@ -302,19 +305,25 @@ void PrintReady(const ServerConfig& config, const Serving& serving, absl::Durati
   std::fflush(stderr);
 }
 
-// SIGTERM, SIGINT, and SIGUSR1, by which the draining thread reports to the waiting one. Blocked in
-// every thread, so that only sigwait() takes them.
+// SIGTERM, SIGINT and SIGUSR2, which launchers of ranks pass on, and SIGUSR1, by which the draining
+// thread reports to the waiting one. Blocked in every thread, so that only sigwaitinfo() takes
+// them.
 sigset_t BlockSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&set, signal);
+  for (int signal : {SIGTERM, SIGINT, SIGUSR1, SIGUSR2}) sigaddset(&set, signal);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   return set;
 }
 
-int WaitFor(const sigset_t& set) {
-  int signal = 0;
-  sigwait(&set, &signal);
+// `hurried`: set where a launcher ends its ranks. Open MPI's kills them a second after SIGTERM.
+int WaitFor(const sigset_t& set, bool* hurried = nullptr) {
+  siginfo_t info;
+  int signal;
+  do {
+    signal = sigwaitinfo(&set, &info);
+  } while (signal < 0);
+  if (hurried != nullptr && signal == SIGTERM && info.si_pid == getppid()) *hurried = true;
   return signal;
 }
 
@@ -330,15 +339,18 @@ int EndAfterFailure(Serving* serving) {
 
 int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Serving* serving) {
   int signal;
+  bool hurried = false;
   do {
-    signal = WaitFor(signals);
+    signal = WaitFor(signals, &hurried);
     if (serving->failed) return EndAfterFailure(serving);
   } while (signal == SIGUSR1);
-  std::fprintf(stderr, "draining for up to %g s; a second signal ends at once\n",
-               config.drain_timeout_s);
+  hurried = hurried && serving->ranks.host != nullptr;
+  const double drain_s =
+      hurried ? std::min(config.drain_timeout_s, kHurriedDrainSeconds) : config.drain_timeout_s;
+  std::fprintf(stderr, "draining for up to %g s; a second signal ends at once\n", drain_s);
   serving->context.draining = true;
   serving->grpc->SetNotServing();
-  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_timeout_s);
+  const absl::Time deadline = absl::Now() + absl::Seconds(drain_s);
   const pthread_t waiting = pthread_self();
   std::thread draining([&] {
     serving->engine->Drain(deadline);
