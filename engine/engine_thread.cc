@@ -144,6 +144,8 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
   NoteAdmissions(plan, now);
   StepOutcome outcome;
   absl::Status status = runner_->Run(plan, sequences_, outcome);
+  // What other ranks send to a device may have been cut short; the numbers do not show it.
+  if (status.ok() && config_.communicator != nullptr) status = config_.communicator->failure();
   const absl::Time computed = absl::Now();
   scheduler_->CommitStep(plan, status.ok() ? outcome.written_by : scheduler::kThroughputClass);
   step_stats_.schedule += absl::Now() - computed;
@@ -183,6 +185,8 @@ bool EngineImpl::EndIfBackendIsLost() {
   backend_->Synchronize().IgnoreError();
   const absl::Status lost = backend_->Synchronize();
   if (lost.ok()) return false;
+  // The other ranks may be waiting for what this device will not send any more.
+  if (config_.communicator != nullptr) config_.communicator->Abort(lost);
   EndAll(absl::UnavailableError(
       absl::StrCat("the server's device has failed: ", std::string(lost.message()))));
   return true;
@@ -210,6 +214,9 @@ std::shared_ptr<trace::Trace> EngineImpl::MakeTrace(const SampleState& sample,
   auto trace = std::make_shared<trace::Trace>();
   trace->identity.backend = backend_->Describe();
   trace->identity.numerics = backend_->NumericsTag(Policy::kThroughput).value_or(std::string());
+  if (const int ranks = transformer_->shard().degree; ranks > 1) {
+    absl::StrAppend(&trace->identity.numerics, "/ranks-", ranks);  // replays are made by one
+  }
   trace->determinism = request.request.policy;
   trace->prompt_tokens = static_cast<int32_t>(request.request.prompt.size());
   for (int64_t i = 0; i < sample.num_tokens(); ++i) trace->tokens.push_back(sample.TokenAt(i));

@@ -137,21 +137,38 @@ class MpiCommunicator final : public Communicator {
   const std::unique_ptr<ControlChannel> channel_;
 };
 
-// Rank 0 listens and tells the others where; all over MPI, which works until ranks fail.
+// Before there is a control channel only time tells that a rank is gone.
+absl::Status BroadcastAtStart(void* data, int size_bytes, MPI_Comm comm) {
+  MPI_Request request = MPI_REQUEST_NULL;
+  int code = MPI_Ibcast(data, size_bytes, MPI_BYTE, 0, comm, &request);
+  const absl::Time deadline = absl::Now() + kStartTimeout;
+  int done = 0;
+  while (code == MPI_SUCCESS && done == 0) {
+    code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    if (done == 0 && absl::Now() > deadline) {
+      return absl::UnavailableError("rank 0 has not said where it listens");
+    }
+    sched_yield();
+  }
+  return code == MPI_SUCCESS ? absl::OkStatus() : MpiError("MPI_Ibcast", code);
+}
+
+// Rank 0 listens and tells the others where; nothing, where it cannot.
 absl::StatusOr<std::unique_ptr<ControlChannel>> Connect(MPI_Comm comm, int rank, int size) {
-  std::unique_ptr<ControlListener> listener;
+  absl::StatusOr<std::unique_ptr<ControlListener>> listener = nullptr;
   std::string contact;
   if (rank == 0) {
-    auto opened = ControlListener::Open();
-    if (!opened.ok()) return opened.status();
-    listener = *std::move(opened);
-    contact = listener->contact();
+    listener = ControlListener::Open();
+    if (listener.ok()) contact = (*listener)->contact();
   }
   int length = static_cast<int>(contact.size());
-  MPI_Bcast(&length, 1, MPI_INT, 0, comm);
+  absl::Status told = BroadcastAtStart(&length, sizeof(length), comm);
+  if (!told.ok()) return told;
   contact.resize(static_cast<size_t>(length));
-  MPI_Bcast(contact.data(), length, MPI_CHAR, 0, comm);
-  if (rank == 0) return listener->Accept(size, kStartTimeout);
+  told = BroadcastAtStart(contact.data(), length, comm);
+  if (!told.ok()) return told;
+  if (!listener.ok()) return listener.status();
+  if (rank == 0) return (*listener)->Accept(size, kStartTimeout);
   return ControlChannel::Connect(contact, rank, size, kStartTimeout);
 }
 

@@ -1,5 +1,5 @@
 // Run by mpirun with two and four ranks: blocks, sums and announcements over MPI, then the death of
-// the last rank in the middle of an exchange.
+// a rank while the others exchange with it, or wait for its report or announcement.
 #include <signal.h>
 #include <unistd.h>
 
@@ -95,22 +95,30 @@ int TestAnnouncements(Communicator& self) {
   return 0;
 }
 
-int TestDeath(Communicator& self) {
-  if (self.rank() == self.size() - 1) {
+// `how`: "exchange", "report" or "announcement", which the survivors wait for.
+int TestDeath(Communicator& self, const std::string& how) {
+  const int dead = how == "announcement" ? 0 : self.size() - 1;
+  if (self.rank() == dead) {
     kill(getpid(), SIGKILL);
     pause();
   }
-  float x = 0;
-  const Block block = {.peer = self.size() - 1, .data = &x, .cols = 1};
-  const absl::Status status = self.Exchange({}, {block});
+  absl::Status status;
+  if (how == "exchange") {
+    float x = 0;
+    const Block block = {.peer = dead, .data = &x, .cols = 1};
+    status = self.Exchange({}, {block});
+  } else {
+    status = self.rank() == 0 ? self.TakeReports().status() : self.NextAnnouncement().status();
+  }
   REQUIRE(absl::IsUnavailable(status));
-  const std::string expected = "rank " + std::to_string(self.size() - 1) + " (process ";
+  // Rank 0's socket has no other name.
+  const std::string expected = "rank " + std::to_string(dead) + (dead == 0 ? " has" : " (process ");
   REQUIRE(std::string(status.message()).find(expected) != std::string::npos);
-  if (self.rank() == 0) std::printf("survivors know: %s\n", std::string(status.message()).c_str());
+  std::printf("survivors know: %s\n", std::string(status.message()).c_str());
   return 0;
 }
 
-int Run(bool dies) {
+int Run(const std::string& how) {
   const auto launched = FindLaunchedRank();
   if (!launched.has_value()) {
     std::fprintf(stderr, "this test is started by mpirun\n");
@@ -129,8 +137,8 @@ int Run(bool dies) {
   int failed = TestBlocks(self);
   if (failed == 0) failed = TestJoins(self);
   if (failed == 0) failed = TestAnnouncements(self);
-  if (failed == 0 && dies) failed = TestDeath(self);
-  if (failed == 0 && !dies) {
+  if (failed == 0 && !how.empty()) failed = TestDeath(self, how);
+  if (failed == 0 && how.empty()) {
     if (self.rank() == 0) {
       self.Close();
     } else if (self.NextAnnouncement().status().code() != absl::StatusCode::kOutOfRange) {
@@ -144,6 +152,4 @@ int Run(bool dies) {
 }  // namespace
 }  // namespace verbatim::parallel
 
-int main(int argc, char** argv) {
-  return verbatim::parallel::Run(argc > 1 && std::string(argv[1]) == "--die");
-}
+int main(int argc, char** argv) { return verbatim::parallel::Run(argc > 1 ? argv[1] : ""); }

@@ -28,7 +28,9 @@ std::optional<LaunchedRank> FindLaunchedRank() {
         Names{"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"}}) {
     const std::optional<int> rank = NumberIn(names.rank), size = NumberIn(names.size);
     if (!rank.has_value() || !size.has_value()) continue;
-    return LaunchedRank{*rank, *size, NumberIn(names.local_rank).value_or(*rank)};
+    std::optional<int> local_rank = NumberIn(names.local_rank);
+    if (!local_rank.has_value()) local_rank = NumberIn("SLURM_LOCALID");
+    return LaunchedRank{*rank, *size, local_rank.value_or(*rank)};
   }
   return std::nullopt;
 }

@@ -15,8 +15,9 @@ using testing::HasSubstr;
 class RanksTest : public testing::Test {
  protected:
   void SetUp() override {
-    for (const char* name : {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
-                             "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK", "PMI_SIZE"}) {
+    for (const char* name :
+         {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK",
+          "PMI_SIZE", "MPI_LOCALRANKID", "SLURM_LOCALID"}) {
       unsetenv(name);
     }
   }
@@ -29,6 +30,9 @@ TEST_F(RanksTest, ALauncherIsRecognised) {
   ASSERT_TRUE(FindLaunchedRank().has_value());
   EXPECT_EQ(FindLaunchedRank()->rank, 2);
   EXPECT_EQ(FindLaunchedRank()->size, 4);
+  EXPECT_EQ(FindLaunchedRank()->local_rank, 2);
+  setenv("SLURM_LOCALID", "0", 1);
+  EXPECT_EQ(FindLaunchedRank()->local_rank, 0);
   setenv("OMPI_COMM_WORLD_RANK", "5", 1);
   setenv("OMPI_COMM_WORLD_SIZE", "8", 1);
   setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1", 1);

@@ -154,6 +154,37 @@ TEST(TensorParallelServerTest, ARankThatDiesEndsAnIdleServer) {
   EXPECT_THAT(server.log(), HasSubstr("rank 1 (process"));
 }
 
+TEST(TensorParallelServerTest, TheOthersEndWhenRankZeroDies) {
+  ServerProcess usual(Flags({"--tensor-parallel-size=2"}), Launcher(2));
+  ASSERT_TRUE(usual.ready()) << usual.log();
+  kill(ProcessOfRank(usual.pid(), 0), SIGKILL);
+  EXPECT_NE(usual.Wait(), 0);
+  // With this flag mpirun leaves the other ranks alone and has no opinion: they end by themselves.
+  std::vector<std::string> launcher = Launcher(2);
+  launcher.push_back("--enable-recovery");
+  ServerProcess server(Flags({"--tensor-parallel-size=2"}), launcher);
+  ASSERT_TRUE(server.ready()) << server.log();
+  grpc::ClientContext context;
+  auto reader = server.stub().Generate(&context, Request(v1::DETERMINISM_PORTABLE, 900));
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  kill(ProcessOfRank(server.pid(), 0), SIGKILL);
+  while (reader->Read(&message)) continue;
+  EXPECT_FALSE(reader->Finish().ok());
+  server.Wait();
+  EXPECT_THAT(server.log(), HasSubstr("rank 0 has ended unexpectedly"));
+}
+
+TEST(TensorParallelServerTest, ARankThatDiesBeforeItJoinsEndsTheStart) {
+  std::vector<std::string> launcher = Launcher(1);
+  launcher.insert(launcher.end(), {VERBATIM_BINARY, "serve", "--port=0"});
+  for (const std::string& flag : Flags({"--tensor-parallel-size=2"})) launcher.push_back(flag);
+  launcher.insert(launcher.end(), {":", "-n", "1", "/bin/sh", "-c", "kill -9 $$"});
+  ServerProcess server(Flags(), launcher);
+  EXPECT_FALSE(server.ready());
+  EXPECT_NE(server.Wait(), 0);
+}
+
 TEST(TensorParallelServerTest, WhatCannotBeIsRefusedByRankZeroAlone) {
   struct Case {
     std::vector<std::string> flags;
