@@ -165,7 +165,9 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("cpu-isa", &cpu_isa,
             "auto, scalar, avx2 or avx512; never changes a deterministic answer");
   flags.Add("device", &device, kernels::kDeviceHelp);
-  flags.Add("tensor-parallel-size", &tensor_parallel_size, "1");
+  flags.Add("tensor-parallel-size", &tensor_parallel_size,
+            "ranks that share the model out among them, a power of two: mpirun -n N verbatim serve "
+            "--tensor-parallel-size N; never changes a deterministic answer");
   return flags;
 }
 
