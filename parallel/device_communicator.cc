@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "parallel/failure.h"
 
 namespace verbatim::parallel {
@@ -119,6 +120,39 @@ std::vector<Message> RowsOf(absl::Span<const Block> blocks) {
     }
   }
   return messages;
+}
+
+absl::Status TryExchanges(Communicator& communicator, kernels::Backend& backend) {
+  const int self = communicator.rank(), size = communicator.size();
+  // A number from every rank, then what this one says and sums.
+  std::vector<float> host(static_cast<size_t>(size) + 2, -1.0f);
+  host[size] = host[size + 1] = static_cast<float>(self);
+  auto buffer = backend.Allocate(host.size() * sizeof(float));
+  if (!buffer.ok()) return buffer.status();
+  float* const device = static_cast<float*>((*buffer)->data());
+  absl::Status status = backend.CopyToDevice(device, host.data(), host.size() * sizeof(float));
+  if (!status.ok()) return status;
+  std::vector<Block> sends, receives;
+  for (int r = 0; r < size; ++r) {
+    if (r == self) continue;
+    sends.push_back({.peer = r, .data = device + size, .cols = 1});
+    receives.push_back({.peer = r, .data = device + r, .cols = 1});
+  }
+  status = communicator.Exchange(sends, receives);
+  if (status.ok()) status = communicator.AllReduceSum(device + size + 1, 1);
+  // A failure ends the wait.
+  if (status.ok()) status = backend.CopyToHost(host.data(), device, host.size() * sizeof(float));
+  if (status.ok()) status = communicator.failure();
+  if (!status.ok()) return status;
+  for (int r = 0; r < size; ++r) {
+    if (r != self && host[r] != static_cast<float>(r)) {
+      return absl::InternalError(absl::StrCat("rank ", r, " sent ", r, ", ", host[r], " arrived"));
+    }
+  }
+  const float sum = static_cast<float>(size * (size - 1) / 2);
+  if (host[size + 1] == sum) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("the sum of ", size, " ranks' numbers is ", sum, ", not ", host[size + 1]));
 }
 
 std::unique_ptr<Communicator> MakeDeviceCommunicator(Communicator& host, kernels::Backend& backend,

@@ -21,6 +21,10 @@ namespace verbatim::parallel {
 std::unique_ptr<Communicator> MakeDeviceCommunicator(Communicator& host, kernels::Backend& backend,
                                                      std::unique_ptr<DeviceLink> link);
 
+// Every rank exchanges a number with every other and joins a sum: what a link connects or allocates
+// when it is first used is there afterwards. All ranks at once. INTERNAL: something else arrived.
+absl::Status TryExchanges(Communicator& communicator, kernels::Backend& backend);
+
 // The rows of blocks, one message each: both sides cut alike, whatever their strides.
 std::vector<Message> RowsOf(absl::Span<const Block> blocks);
 

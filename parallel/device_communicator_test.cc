@@ -161,5 +161,25 @@ TEST_F(DeviceCommunicatorTest, AnEndAfterAFailureWaitsForNothing) {
   for (const std::string& event : events_.Log()) EXPECT_EQ(event, "abort");
 }
 
+// A link that carries nothing, and says that it did.
+TEST_F(DeviceCommunicatorTest, ALinkThatCarriesNothingIsFoundOut) {
+  const absl::Status tried = TryExchanges(*device_, backend_);
+  EXPECT_EQ(tried.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(std::string(tried.message()), "rank 1 sent 1, -1 arrived");
+}
+
+TEST(TryExchangesTest, ALinkThatWorksPasses) {
+  auto ranks = MakeThreadCommunicators(4);
+  std::vector<std::future<absl::Status>> tried;
+  for (auto& rank : ranks) {
+    tried.push_back(std::async(std::launch::async, [&rank] {
+      const auto backend = *kernels::cpu::CpuBackend::Create({.threads = 1});
+      return TryExchanges(*rank, *backend);
+    }));
+  }
+  for (auto& status : tried) EXPECT_TRUE(status.get().ok());
+  ranks[0]->Close();
+}
+
 }  // namespace
 }  // namespace verbatim::parallel

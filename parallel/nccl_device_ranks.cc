@@ -43,7 +43,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> OnDevice(Communicator& host,
   auto link = NcclLink::Connect(*nccl, *id, host.rank(), host.size(), cuda->stream(),
                                 [&host] { return host.failure(); });
   if (!link.ok()) return link.status();
-  return MakeDeviceCommunicator(host, backend, *std::move(link));
+  auto ranks = MakeDeviceCommunicator(host, backend, *std::move(link));
+  if (absl::Status tried = TryExchanges(*ranks, backend); !tried.ok()) return tried;
+  return ranks;
 }
 
 }  // namespace verbatim::parallel

@@ -29,7 +29,9 @@ absl::Status Follow(ServerConfig& config, Ranks* ranks) {
   if (!resolved.ok()) return resolved;
   engine::EngineConfig engine_config = config.ToEngineConfig();
   engine_config.communicator = ranks->communicator();
-  return engine::RunFollower(engine_config, **backend, **checkpoint);
+  absl::Status followed = engine::RunFollower(engine_config, **backend, **checkpoint);
+  ranks->device.reset();  // before the backend, which may be waiting for messages
+  return followed;
 }
 
 }  // namespace
