@@ -71,6 +71,25 @@ TEST(EngineRanksTest, TwoRanksAnswerWithTheBitsOfOneAndEndInOrder) {
   EXPECT_TRUE(follower.get().ok());
 }
 
+// A replay has one rank, and must see that the answer had more.
+TEST(EngineRanksTest, TracesNameTheRanks) {
+  auto ranks = parallel::MakeThreadCommunicators(2);
+  std::future<absl::Status> follower = Follow(*ranks[1]);
+  EngineConfig config = TinyConfig();
+  config.allow_traces = true;
+  auto one = Lead(nullptr, TinyBackend(1), config);
+  auto two = Lead(ranks[0].get(), TinyBackend(1), config);
+  ASSERT_TRUE(one.ok() && two.ok()) << two.status();
+  GenerationRequest request = Request(Policy::kThroughput, 4);
+  request.trace = true;
+  auto alone = Send(**one, request), shared = Send(**two, request);
+  ASSERT_TRUE(alone->Wait().ok() && shared->Wait().ok()) << shared->final_status;
+  EXPECT_EQ(shared->samples[0].finished.trace->identity.numerics,
+            alone->samples[0].finished.trace->identity.numerics + "/ranks-2");
+  two->reset();
+  EXPECT_TRUE(follower.get().ok());
+}
+
 TEST(EngineRanksTest, ARankThatEndsWhileItLoadsEndsTheStart) {
   auto ranks = parallel::MakeThreadCommunicators(2);
   std::thread gone([&] { ranks[1].reset(); });
