@@ -148,7 +148,7 @@ absl::Status RunFollower(EngineConfig config, kernels::Backend& backend,
   parallel::Communicator& ranks = *config.communicator;
   std::unique_ptr<model::Transformer> transformer;
   std::unique_ptr<kernels::KvCache> cache;
-  const absl::Status ready = [&]() -> absl::Status {
+  absl::Status ready = [&]() -> absl::Status {
     auto loaded = LoadTransformer(config, backend, checkpoint);
     if (!loaded.ok()) return loaded.status();
     transformer = *std::move(loaded);

@@ -16,7 +16,6 @@ namespace verbatim::end_to_end {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 std::vector<std::string> Launcher(int ranks) {
   return {VERBATIM_MPIEXEC,     "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n",
