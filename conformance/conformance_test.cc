@@ -39,6 +39,8 @@ TEST(ConformanceTest, MixturesOfExpertsDoToo) {
   ExpectNoDifference(ShortMixtureSuite(false), 10000);
 }
 
+TEST(ConformanceTest, FourRanksDoToo) { ExpectNoDifference(FourRanksSuite(), 1000); }
+
 TEST(ConformanceTest, MixturesWithASharedExpertDoToo) {
   ExpectNoDifference(ShortMixtureSuite(true), 1000);
 }

@@ -186,6 +186,25 @@ std::vector<Variant> Instances(Variant::Instance instance, const std::string& la
   return {variant};
 }
 
+// Ranks that a model cannot be shared out among refuse to start, and are reported so.
+std::vector<Variant> TensorParallel() {
+  std::vector<Variant> out;
+  for (const int ranks : {2, 4}) {
+    Variant alone = InBatchOf(1, absl::StrCat(ranks, " ranks"));
+    alone.engine.tensor_parallel = ranks;
+    alone.engine.threads = 1;
+    Variant beside = InBatchOf(4, absl::StrCat(ranks, " ranks, 4 at a time beside others"));
+    beside.engine = alone.engine;
+    beside.engine.max_num_batched_tokens = 48;
+    beside.traffic.neighbours = 3;
+    beside.traffic.staggered = true;
+    beside.compound = true;
+    out.push_back(alone);
+    out.push_back(beside);
+  }
+  return out;
+}
+
 std::vector<Variant> Logprobs() {
   std::vector<Variant> out;
   for (const int count : {-1, 0, 20}) {
@@ -316,6 +335,7 @@ std::vector<Perturbation> MakePerturbations(const Scale& scale, int64_t max_mode
        Witness::kPreemptions},
       {"batching policy", "continuous, dynamic, fixed", Batching()},
       {"threads", "threads that compute", Threads(scale)},
+      {"tensor parallel", "ranks that share the model out among them", TensorParallel()},
       {"instruction set", "scalar, AVX2, AVX-512", Isas(scale)},
       {"restart", "a new engine in place of the old one",
        Instances(Variant::Instance::kRestart, "restarted")},

@@ -31,6 +31,7 @@ struct EngineSetup {
   PageOptions pages;
   kernels::DType kv_cache_dtype = kernels::DType::kF32;
   kernels::ActivationType activations = kernels::ActivationType::kF32;  // of THROUGHPUT
+  int tensor_parallel = 1;  // ranks, each a thread with a backend of its own
   // Limits of a mixture's experts for THROUGHPUT rows; 0: none.
   double capacity_factor = 0;
   kernels::CapacityOverflow overflow = kernels::CapacityOverflow::kDrop;
@@ -40,7 +41,7 @@ struct EngineSetup {
                            max_num_batched_tokens, max_num_seqs, static_cast<int>(batching), pool,
                            prefix_caching, pages.shuffle, pages.poison, pages.seed,
                            static_cast<int>(kv_cache_dtype), static_cast<int>(activations),
-                           capacity_factor, static_cast<int>(overflow));
+                           capacity_factor, static_cast<int>(overflow), tensor_parallel);
   }
 };
 

@@ -247,7 +247,17 @@ absl::Status PolicyRun::RunVariant(const Variant& variant, Cell& cell) {
   if (variant.traffic.n > 1) {
     if (absl::Status status = ComputeSampleReferences(cell); !status.ok()) return status;
   }
+  const bool ranks = variant.engine.tensor_parallel > 1;
+  if (ranks && options_.device != "cpu") {
+    cell.not_promised.push_back(variant.label + ": not between GPUs in one process");
+    return absl::OkStatus();
+  }
   absl::StatusOr<TrialEngine*> engine = EngineFor(variant);
+  if (ranks && absl::IsInvalidArgument(engine.status())) {
+    cell.not_promised.push_back(
+        absl::StrCat(variant.label, ": refused: ", std::string(engine.status().message())));
+    return absl::OkStatus();
+  }
   if (!engine.ok()) return engine.status();
   const engine::PolicySupport support = (*engine)->engine().SupportOf(policy_.policy);
   if (policy_.strong() && support.numerics_id != base_numerics_id_) {

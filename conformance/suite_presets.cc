@@ -81,6 +81,16 @@ SuiteOptions ShortMixtureSuite(bool shared) {
   return options;
 }
 
+SuiteOptions FourRanksSuite() {
+  SuiteOptions options = ShortMixtureSuite(false);
+  options.model_name = MakeSyntheticForFourRanks()->config().name;
+  options.open = [] { return WithTokenizer(MakeSyntheticForFourRanks()); };
+  options.wanted = [](const Perturbation& perturbation) {
+    return perturbation.name == "tensor parallel" || perturbation.name == "batch size";
+  };
+  return options;
+}
+
 std::vector<SuiteOptions> FullSuites() {
   SuiteOptions promises = Synthetic();
   // Both sides of pages, blocks of 64, chunks of 128 and cuts of 256.
@@ -111,7 +121,9 @@ std::vector<SuiteOptions> FullSuites() {
   SuiteOptions mixture_effects = mixture;
   mixture_effects.scale = MixtureEffectScale();
   mixture_effects.policies = kThroughput;
-  return {promises, With(ShortSuite(), kBf16Pages), effects, mixture, shared, mixture_effects};
+  return {
+      promises,        With(ShortSuite(), kBf16Pages), effects, mixture, shared, mixture_effects,
+      FourRanksSuite()};
 }
 
 std::vector<SuiteOptions> ShortSuites() {
@@ -122,7 +134,8 @@ std::vector<SuiteOptions> ShortSuites() {
           With(ShortSuite(), kThroughput),
           ShortMixtureSuite(false),
           mixture_effects,
-          ShortMixtureSuite(true)};
+          ShortMixtureSuite(true),
+          FourRanksSuite()};
 }
 
 SuiteOptions ModelSuite(const std::string& path) {

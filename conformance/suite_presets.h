@@ -15,6 +15,9 @@ SuiteOptions ShortSuite();
 // perturbations about experts.
 SuiteOptions ShortMixtureSuite(bool shared);
 
+// Tensor parallelism of two and four ranks, on a synthetic model that four can share.
+SuiteOptions FourRanksSuite();
+
 // Every perturbation at full scale on the synthetic models: the strong policies, then with bf16
 // pages, then the effects on THROUGHPUT, for the dense model and the mixtures of experts.
 std::vector<SuiteOptions> FullSuites();

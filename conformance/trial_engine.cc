@@ -7,7 +7,9 @@
 #include <mutex>
 #include <utility>
 
+#include "engine/model_setup.h"
 #include "kernels/device/open_backend.h"
+#include "parallel/thread_communicator.h"
 
 namespace verbatim::conformance {
 namespace {
@@ -83,6 +85,11 @@ class Wave {
 
 }  // namespace
 
+TrialEngine::~TrialEngine() {
+  engine_.reset();  // closes the ranks
+  for (std::thread& follower : followers_) follower.join();
+}
+
 absl::StatusOr<std::unique_ptr<TrialEngine>> TrialEngine::Create(const LoadedModel& model,
                                                                  const EngineSetup& setup,
                                                                  int64_t pool_tokens,
@@ -108,6 +115,18 @@ absl::StatusOr<std::unique_ptr<TrialEngine>> TrialEngine::Create(const LoadedMod
   config.moe_capacity_factor = setup.capacity_factor;
   config.moe_overflow = setup.overflow;
   config.allow_traces = true;
+  if (setup.tensor_parallel > 1) {
+    out->ranks_ = parallel::MakeThreadCommunicators(setup.tensor_parallel);
+    for (int rank = 1; rank < setup.tensor_parallel; ++rank) {
+      config.communicator = out->ranks_[rank].get();
+      out->followers_.emplace_back([config, &checkpoint = *model.checkpoint, isa = setup.isa] {
+        auto own = kernels::OpenBackend({.threads = 1, .isa = isa});
+        if (!own.ok()) return config.communicator->Abort(own.status());
+        engine::RunFollower(config, **own, checkpoint).IgnoreError();  // rank 0 is told
+      });
+    }
+    config.communicator = out->ranks_[0].get();
+  }
   auto engine =
       engine::Engine::Create(config, std::move(backend), *model.checkpoint, *model.tokenizer);
   if (!engine.ok()) return engine.status();

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -12,6 +13,7 @@
 #include "conformance/setup.h"
 #include "engine/engine.h"
 #include "model/checkpoint.h"
+#include "parallel/communicator.h"
 
 namespace verbatim::conformance {
 
@@ -33,6 +35,8 @@ struct WaveItem {
 
 class TrialEngine {
  public:
+  ~TrialEngine();
+
   // `pool_tokens`: size of the KV pool in positions. The model must outlive the result.
   static absl::StatusOr<std::unique_ptr<TrialEngine>> Create(const LoadedModel& model,
                                                              const EngineSetup& setup,
@@ -52,6 +56,9 @@ class TrialEngine {
   TrialEngine() = default;
 
   PerturbingBackend* backend_ = nullptr;  // the engine's
+  // With several ranks: their ends, and the threads of those other than 0.
+  std::vector<std::unique_ptr<parallel::Communicator>> ranks_;
+  std::vector<std::thread> followers_;
   std::unique_ptr<engine::Engine> engine_;
 };
 

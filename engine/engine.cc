@@ -9,15 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/engine_impl.h"
+#include "engine/model_setup.h"
 
 namespace verbatim::engine {
 namespace {
 
 using kernels::Policy;
-
-// Logit rows computed at once: enough for every decode row of a usual step, few enough that their
-// memory stays small.
-constexpr int64_t kMaxLogitRows = 64;
 
 // A cache salt that no request can bring: the pages of a verification stay its own, so that nobody
 // learns from a prefix-cache hit what others had verified.
@@ -28,51 +25,47 @@ std::string PrivateSalt() {
   return salt;
 }
 
-int64_t PageBytes(const model::ModelConfig& config, int64_t page_tokens, kernels::DType dtype) {
-  return 2 * config.num_layers * config.num_kv_heads * config.head_dim * page_tokens *
-         kernels::InfoOf(dtype).block_bytes;
-}
-
 }  // namespace
 
-absl::Status EngineImpl::LoadTransformer(const model::Checkpoint& checkpoint) {
-  const scheduler::SchedulerConfig& sched = config_.scheduler;
-  absl::StatusOr<std::unique_ptr<model::Transformer>> transformer = model::Transformer::Load(
-      *backend_, checkpoint,
-      {.max_batch_rows = std::max(sched.max_num_batched_tokens, sched.max_num_seqs),
-       .max_logit_rows = std::min(sched.max_num_seqs, kMaxLogitRows),
-       .max_model_len = sched.max_model_len,
-       .moe_capacity_factor = config_.moe_capacity_factor,
-       .moe_overflow = config_.moe_overflow});
+absl::Status EngineImpl::LoadModel(const model::Checkpoint& checkpoint, bool choose_pages) {
+  absl::StatusOr<std::unique_ptr<model::Transformer>> transformer =
+      LoadTransformer(config_, *backend_, checkpoint);
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
-  // Weights may still be on their way; what goes wrong with them goes wrong here.
-  return backend_->Synchronize();
+  if (choose_pages) {
+    absl::Status chosen = ChoosePages(checkpoint.config(), *backend_, &config_);
+    if (!chosen.ok()) return chosen;
+  }
+  return AgreeOnSetup(*backend_, checkpoint, &config_);
 }
 
-absl::Status EngineImpl::ChoosePages(const model::ModelConfig& model) {
-  scheduler::SchedulerConfig& sched = config_.scheduler;
-  if (sched.num_pages != 0) return absl::OkStatus();
-  const int64_t page_bytes = PageBytes(model, sched.page_tokens, config_.kv_cache_dtype);
-  if (config_.kv_cache_share > 0) {
-    const absl::StatusOr<int64_t> free_bytes = backend_->FreeMemoryBytes();
-    if (!free_bytes.ok()) return free_bytes.status();
-    config_.kv_cache_bytes =
-        static_cast<int64_t>(config_.kv_cache_share * static_cast<double>(*free_bytes));
-    sched.num_pages = std::min(config_.kv_cache_bytes / page_bytes, scheduler::kMaxPages);
-    if (sched.num_pages * sched.page_tokens < sched.max_model_len) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "KV cache: ", config_.kv_cache_share, " of the ", *free_bytes,
-          " bytes that are free beside the weights hold ", sched.num_pages * sched.page_tokens,
-          " positions, fewer than one sequence of max_model_len ", sched.max_model_len));
-    }
-    return absl::OkStatus();
+absl::Status EngineImpl::WatchRanks() {
+  if (config_.communicator == nullptr) return absl::OkStatus();
+  if (config_.communicator->size() > 1) {
+    const auto ready = config_.communicator->TakeReports();
+    if (!ready.ok()) return ready.status();
   }
-  sched.num_pages = config_.kv_cache_bytes / page_bytes;
-  if (sched.num_pages > 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes: ", config_.kv_cache_bytes,
-                                                 " do not hold one page of ", page_bytes,
-                                                 " bytes"));
+  config_.communicator->OnFailure([this](const absl::Status& status) {
+    {
+      std::lock_guard lock(mu_);
+      rank_failure_ = status;
+    }
+    wake_.notify_one();
+  });
+  return absl::OkStatus();
+}
+
+EngineImpl::~EngineImpl() {
+  {
+    std::lock_guard lock(mu_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  if (config_.communicator != nullptr) {
+    config_.communicator->OnFailure(nullptr);
+    config_.communicator->Close();
+  }
 }
 
 absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
@@ -90,8 +83,9 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   // A share of free memory is known only once the weights are there; until then one page stands for
   // it, so that what else is wrong with the configuration shows before anything is loaded.
   const bool by_share = sched.num_pages == 0 && config_.kv_cache_share > 0;
-  if (absl::Status chosen = by_share ? absl::OkStatus() : ChoosePages(model); !chosen.ok()) {
-    return chosen;
+  if (!by_share) {
+    absl::Status chosen = ChoosePages(model, *backend_, &config_);
+    if (!chosen.ok()) return chosen;
   }
   scheduler::SchedulerConfig inner = sched;
   if (by_share) inner.num_pages = 1;
@@ -101,9 +95,8 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   absl::StatusOr<std::unique_ptr<scheduler::Scheduler>> created =
       scheduler::Scheduler::Create(inner);
   if (!created.ok()) return created.status();
-  if (absl::Status loaded = LoadTransformer(checkpoint); !loaded.ok()) return loaded;
-  if (by_share) {
-    if (absl::Status chosen = ChoosePages(model); !chosen.ok()) return chosen;
+  if (absl::Status loaded = LoadModel(checkpoint, by_share); !loaded.ok()) return loaded;
+  if (inner.num_pages != sched.num_pages) {
     inner.num_pages = sched.num_pages;
     created = scheduler::Scheduler::Create(inner);
     if (!created.ok()) return created.status();
@@ -116,12 +109,7 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
              .max_logprobs = config_.max_logprobs,
              .max_n = config_.max_n};
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> cache =
-      backend_->CreateKvCache({.num_layers = model.num_layers,
-                               .num_kv_heads = model.num_kv_heads,
-                               .head_dim = model.head_dim,
-                               .page_tokens = sched.page_tokens,
-                               .num_pages = sched.num_pages,
-                               .dtype = config_.kv_cache_dtype});
+      CreateCache(config_, *transformer_, *backend_);
   if (!cache.ok()) return cache.status();
   cache_ = *std::move(cache);
   if (config_.allow_traces) {
@@ -134,6 +122,9 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
     PolicySupport& support = support_[policy];
     absl::StatusOr<std::string> tag = backend_->NumericsTag(policy);
     const auto refused = config_.refused_policies.find(policy);
+    if (std::string refusal = transformer_->RefusalOf(policy); tag.ok() && !refusal.empty()) {
+      tag = absl::FailedPreconditionError(refusal);
+    }
     support.honoured = tag.ok() && refused == config_.refused_policies.end();
     if (refused != config_.refused_policies.end()) {
       support.refusal = refused->second;
@@ -156,6 +147,7 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   stats_.kv_cache_bytes = static_cast<int64_t>(cache_->size_bytes());
   stats_.weight_bytes_in_memory = transformer_->weight_bytes();
   stats_.scheduler = scheduler_->stats();
+  if (absl::Status watched = WatchRanks(); !watched.ok()) return watched;
   thread_ = std::thread([this] { Loop(); });
   return absl::OkStatus();
 }
@@ -244,6 +236,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                                                        const model::Tokenizer& tokenizer) {
   auto engine = std::make_unique<EngineImpl>(config, std::move(backend), tokenizer);
   absl::Status started = engine->Start(checkpoint);
+  if (!started.ok() && config.communicator != nullptr) config.communicator->Abort(started);
   if (!started.ok()) return started;
   return engine;
 }

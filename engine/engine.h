@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "model/tokenizer.h"
 #include "model/transformer.h"
+#include "parallel/communicator.h"
 #include "scheduler/scheduler.h"
 
 namespace verbatim::engine {
@@ -37,8 +38,11 @@ struct EngineConfig {
   std::map<kernels::Policy, std::string> refused_policies;
   // How often an engine without work asks its backend whether it can still be used.
   absl::Duration idle_check = absl::Seconds(5);
-  // Called once, on the engine thread, when the backend has failed for good: every request in
-  // flight has ended with UNAVAILABLE, new ones are refused with it. May be empty.
+  // Tensor parallelism: rank 0's end of it; the other ranks run RunFollower (engine/model_setup.h).
+  // Null: there is one rank. Must outlive the engine, which closes it at its end.
+  parallel::Communicator* communicator = nullptr;
+  // Called once, on the engine thread, when the backend or a rank has failed for good: every
+  // request in flight has ended with UNAVAILABLE, new ones are refused with it. May be empty.
   std::function<void(const absl::Status&)> on_failure;
 };
 

@@ -28,14 +28,7 @@ class EngineImpl final : public Engine {
              const model::Tokenizer& tokenizer)
       : config_(config), tokenizer_(tokenizer), backend_(std::move(backend)) {}
 
-  ~EngineImpl() override {
-    {
-      std::lock_guard lock(mu_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    if (thread_.joinable()) thread_.join();
-  }
+  ~EngineImpl() override;
 
   absl::Status Start(const model::Checkpoint& checkpoint);
 
@@ -57,8 +50,8 @@ class EngineImpl final : public Engine {
 
  private:
   // Parts of Start.
-  absl::Status LoadTransformer(const model::Checkpoint& checkpoint);
-  absl::Status ChoosePages(const model::ModelConfig& model);
+  absl::Status LoadModel(const model::Checkpoint& checkpoint, bool choose_pages);
+  absl::Status WatchRanks();
 
   // engine_thread.cc: the engine thread runs these and what they call.
   void Loop();
@@ -69,9 +62,11 @@ class EngineImpl final : public Engine {
   void ExpireDeadlines(absl::Time now);
   void RunStep(const scheduler::StepPlan& plan, absl::Time now);
   void NoteAdmissions(const scheduler::StepPlan& plan, absl::Time now);
-  // After a step has failed: whether that is because the backend is lost, and then every request is
-  // ended.
+  // After a step has failed: whether that is because the backend or a rank is lost, and then every
+  // request is ended.
   bool EndIfBackendIsLost();
+  bool EndIfRankIsLost();
+  void EndAll(const absl::Status& failure);
   std::shared_ptr<trace::Trace> MakeTrace(const SampleState& sample, const RequestState& request,
                                           const std::string& logits_sha256) const;
   void Deliver(StepOutcome& outcome);
@@ -112,7 +107,8 @@ class EngineImpl final : public Engine {
   std::vector<std::unique_ptr<RequestState>> inbox_;
   std::vector<RequestId> cancelled_;
   bool draining_ = false, abandon_ = false, stopping_ = false;
-  absl::Status failure_;  // UNAVAILABLE once the backend is lost
+  absl::Status rank_failure_;  // of another rank, as soon as it is known
+  absl::Status failure_;       // UNAVAILABLE once the backend is lost
   int64_t live_requests_ = 0, queued_sequences_ = 0, queued_tokens_ = 0;
   RequestId next_request_ = 1;
   std::mt19937_64 seed_source_;

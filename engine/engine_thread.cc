@@ -47,15 +47,18 @@ bool EngineImpl::TakeInbox() {
   std::vector<std::unique_ptr<RequestState>> arrived;
   std::vector<RequestId> cancelled;
   bool abandon, stopping;
+  absl::Status lost;
   {
     std::lock_guard lock(mu_);
     arrived.swap(inbox_);
     cancelled.swap(cancelled_);
     abandon = abandon_;
     stopping = stopping_;
+    if (failure_.ok()) lost = rank_failure_;
   }
   for (std::unique_ptr<RequestState>& request : arrived) StartRequest(std::move(request));
   for (RequestId id : cancelled) EndRequest(id, absl::CancelledError("the request was cancelled"));
+  if (!lost.ok()) EndAll(lost);
   if (abandon || stopping) {
     while (!requests_.empty()) {
       EndRequest(requests_.begin()->first, absl::UnavailableError("the server is shutting down"));
@@ -141,6 +144,8 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
   NoteAdmissions(plan, now);
   StepOutcome outcome;
   absl::Status status = runner_->Run(plan, sequences_, outcome);
+  // What other ranks send to a device may have been cut short; the numbers do not show it.
+  if (status.ok() && config_.communicator != nullptr) status = config_.communicator->failure();
   const absl::Time computed = absl::Now();
   scheduler_->CommitStep(plan, status.ok() ? outcome.written_by : scheduler::kThroughputClass);
   step_stats_.schedule += absl::Now() - computed;
@@ -153,7 +158,7 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
     for (const scheduler::ScheduledSpan& span : plan.spans) {
       failed.push_back(sequences_.at(span.sequence)->request().id);
     }
-    if (EndIfBackendIsLost()) return;
+    if (EndIfRankIsLost() || EndIfBackendIsLost()) return;
     for (RequestId id : failed) EndRequest(id, status, /*poisoned=*/true);
     return;
   }
@@ -167,13 +172,27 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
   step_stats_.emit += absl::Now() - emit_start;
 }
 
+bool EngineImpl::EndIfRankIsLost() {
+  if (config_.communicator == nullptr) return false;
+  const absl::Status lost = config_.communicator->failure();
+  if (lost.ok()) return false;
+  EndAll(lost);
+  return true;
+}
+
 bool EngineImpl::EndIfBackendIsLost() {
   // What the failed step left behind is reported once; a lost device reports for ever.
   backend_->Synchronize().IgnoreError();
   const absl::Status lost = backend_->Synchronize();
   if (lost.ok()) return false;
-  const absl::Status failure = absl::UnavailableError(
-      absl::StrCat("the server's device has failed: ", std::string(lost.message())));
+  // The other ranks may be waiting for what this device will not send any more.
+  if (config_.communicator != nullptr) config_.communicator->Abort(lost);
+  EndAll(absl::UnavailableError(
+      absl::StrCat("the server's device has failed: ", std::string(lost.message()))));
+  return true;
+}
+
+void EngineImpl::EndAll(const absl::Status& failure) {
   std::vector<std::unique_ptr<RequestState>> arrived;
   {
     std::lock_guard lock(mu_);
@@ -187,7 +206,6 @@ bool EngineImpl::EndIfBackendIsLost() {
   }
   while (!requests_.empty()) EndRequest(requests_.begin()->first, failure, /*poisoned=*/true);
   if (config_.on_failure) config_.on_failure(failure);
-  return true;
 }
 
 std::shared_ptr<trace::Trace> EngineImpl::MakeTrace(const SampleState& sample,
@@ -196,6 +214,9 @@ std::shared_ptr<trace::Trace> EngineImpl::MakeTrace(const SampleState& sample,
   auto trace = std::make_shared<trace::Trace>();
   trace->identity.backend = backend_->Describe();
   trace->identity.numerics = backend_->NumericsTag(Policy::kThroughput).value_or(std::string());
+  if (const int ranks = transformer_->shard().degree; ranks > 1) {
+    absl::StrAppend(&trace->identity.numerics, "/ranks-", ranks);  // replays are made by one
+  }
   trace->determinism = request.request.policy;
   trace->prompt_tokens = static_cast<int32_t>(request.request.prompt.size());
   for (int64_t i = 0; i < sample.num_tokens(); ++i) trace->tokens.push_back(sample.TokenAt(i));
@@ -341,7 +362,7 @@ void EngineImpl::WaitForWork(absl::Time now) {
     std::unique_lock lock(mu_);
     wake_.wait_until(lock, absl::ToChronoTime(until), [this] {
       return !inbox_.empty() || !cancelled_.empty() || stopping_ ||
-             (abandon_ && live_requests_ > 0);
+             (!rank_failure_.ok() && failure_.ok()) || (abandon_ && live_requests_ > 0);
     });
   }
   const absl::Time woken = absl::Now();

@@ -137,6 +137,7 @@ absl::StatusOr<ShardPlan> PlanShard(const ModelConfig& config, int rank, int deg
 }
 
 absl::StatusOr<int64_t> MostKvHeads(const ModelConfig& config, int degree) {
+  if (degree == 1) return config.num_kv_heads;
   int64_t most = 0;
   for (int rank = 0; rank < degree; ++rank) {
     absl::StatusOr<ShardPlan> plan = PlanShard(config, rank, degree);

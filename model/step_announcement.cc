@@ -96,7 +96,7 @@ std::string EncodeLogits(absl::Span<const int32_t> rows, const kernels::NumericM
 }
 
 absl::Status DecodeStep(const std::string& bytes, StepAnnouncement* step) {
-  const absl::Status malformed = absl::InvalidArgumentError("a malformed step was announced");
+  absl::Status malformed = absl::InvalidArgumentError("a malformed step was announced");
   *step = {};
   Reader in(bytes);
   const uint8_t kind = in.Get<uint8_t>();

@@ -236,8 +236,11 @@ absl::StatusOr<const float*> Transformer::ComputeLogits(absl::Span<const int32_t
     absl::Status status = options_.communicator->Announce(EncodeLogits(rows, mode));
     if (!status.ok()) return status;
   }
-  absl::Status status = FailEverywhere(ComputeLogitsShard(rows, mode));
-  if (!status.ok()) return status;
+  absl::Status status = ComputeLogitsShard(rows, mode);
+  // Rank 0 waits when it samples. The others wait here for what could go wrong on their devices:
+  // rank 0 would wait for ever for what they do not send.
+  if (status.ok() && plan_.rank != 0) status = backend_.Synchronize();
+  if (status = FailEverywhere(status); !status.ok()) return status;
   return Floats(logits_);
 }
 

@@ -120,8 +120,9 @@ absl::Status Transformer::LoadLayer(const Checkpoint& checkpoint, int64_t index,
   const std::string prefix = absl::StrCat("layers.", index, ".");
   const auto keep = [](std::unique_ptr<WeightMatrix>& out,
                        absl::StatusOr<std::unique_ptr<WeightMatrix>> loaded) {
-    if (loaded.ok()) out = *std::move(loaded);
-    return loaded.status();
+    if (!loaded.ok()) return loaded.status();
+    out = *std::move(loaded);
+    return absl::OkStatus();
   };
   // The rows of this rank's heads, neighbours as one range.
   const int64_t dim = config_.head_dim;

@@ -56,7 +56,8 @@ class Communicator {
   virtual void Abort(const absl::Status& why) = 0;
   // OK, or the failure.
   virtual absl::Status failure() const = 0;
-  // Calls `callback` once, on any thread, when a rank has failed; at once if one has.
+  // Calls `callback` once, on any thread, when a rank has failed; at once if one has. It takes the
+  // place of the one before, which is not running any more then, and must not call this object.
   virtual void OnFailure(std::function<void(const absl::Status&)> callback) = 0;
 };
 

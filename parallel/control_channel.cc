@@ -156,13 +156,15 @@ absl::StatusOr<std::unique_ptr<ControlListener>> ControlListener::Open() {
       getsockname(listener->fd_, reinterpret_cast<sockaddr*>(&any), &size) != 0) {
     return SocketError("cannot listen for the other ranks");
   }
-  std::string secret(kSecretBytes, '\0');
-  if (getrandom(secret.data(), secret.size(), 0) != static_cast<ssize_t>(secret.size())) {
-    return SocketError("cannot draw a secret for the other ranks");
+  for (std::string* secret : {&listener->secret_, &listener->welcome_}) {
+    std::string bytes(kSecretBytes, '\0');
+    if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
+      return SocketError("cannot draw a secret for the other ranks");
+    }
+    *secret = absl::BytesToHexString(bytes);
   }
-  listener->secret_ = absl::BytesToHexString(secret);
-  listener->contact_ = absl::StrCat(listener->secret_, " ", ntohs(any.sin_port), " ",
-                                    absl::StrJoin(HostAddresses(), " "));
+  listener->contact_ = absl::StrCat(listener->secret_, " ", listener->welcome_, " ",
+                                    ntohs(any.sin_port), " ", absl::StrJoin(HostAddresses(), " "));
   return listener;
 }
 
@@ -197,7 +199,8 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlListener::Accept(int size
       memcpy(numbers, hello.data() + secret_.size(), sizeof(numbers));
       known = numbers[0] >= 1 && numbers[0] < size && channel->peers_[numbers[0] - 1].fd < 0 &&
               numbers[1] >= 0 && numbers[1] < 1024 &&
-              ReadExactly(fd, static_cast<size_t>(numbers[1]), soon, &name);
+              ReadExactly(fd, static_cast<size_t>(numbers[1]), soon, &name) &&
+              WriteAll(fd, welcome_.data(), welcome_.size());
     }
     if (!known) {
       close(fd);
@@ -216,31 +219,35 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Connect(const st
                                                                         int rank, int size,
                                                                         absl::Duration timeout) {
   const std::vector<std::string> fields = absl::StrSplit(contact, ' ');
+  constexpr size_t kAddresses = 3;  // after the secrets and the port
   int port = 0;
-  if (fields.size() < 3 || !absl::SimpleAtoi(fields[1], &port)) {
-    return absl::InvalidArgumentError("rank 0 gave no address");
+  if (fields.size() <= kAddresses || !absl::SimpleAtoi(fields[2], &port)) {
+    return absl::UnavailableError("rank 0 gave no address");
   }
-  const absl::Time deadline = absl::Now() + timeout;
-  int fd = -1;
-  for (size_t i = 2; i < fields.size() && fd < 0; ++i) {
-    fd = ConnectTo(fields[i], static_cast<uint16_t>(port), deadline);
-  }
-  if (fd < 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot connect to rank 0 at ",
-                     absl::StrJoin(fields.begin() + 2, fields.end(), ", "), ", port ", port));
-  }
-  Tune(fd);
   const std::string name = ProcessName();
   const int32_t numbers[2] = {rank, static_cast<int32_t>(name.size())};
-  auto channel = std::unique_ptr<ControlChannel>(new ControlChannel(rank, size));
-  channel->peers_.push_back({.fd = fd, .name = "rank 0"});
-  if (!WriteAll(fd, fields[0].data(), fields[0].size()) ||
-      !WriteAll(fd, numbers, sizeof(numbers)) || !WriteAll(fd, name.data(), name.size())) {
-    return SocketError("cannot greet rank 0");
+  std::string hello = fields[0];
+  hello.append(reinterpret_cast<const char*>(numbers), sizeof(numbers));
+  hello += name;
+  const absl::Time deadline = absl::Now() + timeout;
+  for (size_t i = kAddresses; i < fields.size(); ++i) {
+    const int fd = ConnectTo(fields[i], static_cast<uint16_t>(port), deadline);
+    if (fd < 0) continue;
+    std::string answer;
+    if (!WriteAll(fd, hello.data(), hello.size()) ||
+        !ReadExactly(fd, fields[1].size(), deadline, &answer) || answer != fields[1]) {
+      close(fd);
+      continue;
+    }
+    Tune(fd);
+    auto channel = std::unique_ptr<ControlChannel>(new ControlChannel(rank, size));
+    channel->peers_.push_back({.fd = fd, .name = "rank 0"});
+    channel->StartReading();
+    return channel;
   }
-  channel->StartReading();
-  return channel;
+  return absl::UnavailableError(absl::StrCat(
+      "cannot connect to rank 0 at ",
+      absl::StrJoin(fields.begin() + kAddresses, fields.end(), ", "), ", port ", port));
 }
 
 ControlChannel::~ControlChannel() {

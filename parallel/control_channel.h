@@ -32,7 +32,8 @@ class ControlListener {
   static absl::StatusOr<std::unique_ptr<ControlListener>> Open();
   ~ControlListener();
 
-  // What the other ranks need to connect: a secret, the port and this host's addresses.
+  // What the other ranks need to connect: two secrets, one for each side to know the other by, the
+  // port, and this host's IPv4 addresses.
   const std::string& contact() const { return contact_; }
   // Takes one connection from each of the other ranks; connections without the secret are dropped.
   // DEADLINE_EXCEEDED names the ranks that have not come.
@@ -42,13 +43,14 @@ class ControlListener {
   ControlListener() = default;
 
   int fd_ = -1;
-  std::string secret_, contact_;
+  std::string secret_, welcome_, contact_;
 };
 
 // The calls are those of Communicator, with its promises.
 class ControlChannel {
  public:
-  // Of ranks other than 0.
+  // Of ranks other than 0. Tries the addresses in turn: on other machines some of them are
+  // nobody's, or somebody else's.
   static absl::StatusOr<std::unique_ptr<ControlChannel>> Connect(const std::string& contact,
                                                                  int rank, int size,
                                                                  absl::Duration timeout);

@@ -7,6 +7,10 @@
 #include <atomic>
 #include <future>
 #include <thread>
+#include <vector>
+
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 
 namespace verbatim::parallel {
 namespace {
@@ -105,10 +109,42 @@ TEST(ControlChannelTest, StrangersAreDropped) {
   ASSERT_TRUE(listener.ok());
   std::string contact = (*listener)->contact();
   contact[0] = contact[0] == 'a' ? 'b' : 'a';
-  auto stranger = ControlChannel::Connect(contact, 1, 2, absl::Seconds(30));
+  auto stranger = std::async(std::launch::async, [&] {
+    return ControlChannel::Connect(contact, 1, 2, absl::Seconds(30)).status();
+  });
   auto accepted = (*listener)->Accept(2, absl::Milliseconds(200));
+  listener->reset();  // whoever has not been heard by now is not
+  EXPECT_EQ(stranger.get().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(accepted.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(accepted.status().message()), HasSubstr("rank 1 has not connected"));
+}
+
+// An address of rank 0's host that is another host's from here, where something else answers.
+TEST(ControlChannelTest, AddressesWhereSomebodyElseAnswersArePassedOver) {
+  auto somebody = ControlListener::Open(), listener = ControlListener::Open();
+  ASSERT_TRUE(somebody.ok() && listener.ok());
+  // Secrets and addresses of the one, the port of the other.
+  std::vector<std::string> wrong = absl::StrSplit((*listener)->contact(), ' ');
+  wrong[2] = std::vector<std::string>(absl::StrSplit((*somebody)->contact(), ' '))[2];
+  auto misled = std::async(std::launch::async, [&] {
+    return ControlChannel::Connect(absl::StrJoin(wrong, " "), 1, 2, absl::Seconds(30)).status();
+  });
+  EXPECT_FALSE((*somebody)->Accept(2, absl::Milliseconds(200)).ok());
+  somebody->reset();
+  EXPECT_EQ(misled.get().code(), absl::StatusCode::kUnavailable);
+  // An address that refuses, then one that is right.
+  wrong = absl::StrSplit((*listener)->contact(), ' ');
+  wrong.insert(wrong.begin() + 3, "nowhere");
+  auto found = std::async(std::launch::async, [&] {
+    return ControlChannel::Connect(absl::StrJoin(wrong, " "), 1, 2, absl::Seconds(30));
+  });
+  auto accepted = (*listener)->Accept(2, absl::Seconds(30));
+  ASSERT_TRUE(accepted.ok()) << accepted.status();
+  const auto connected = found.get();
+  ASSERT_TRUE(connected.ok()) << connected.status();
+  ASSERT_TRUE((*accepted)->Announce("here").ok());
+  EXPECT_EQ((*connected)->NextAnnouncement().value(), "here");
+  (*accepted)->Close();
 }
 
 }  // namespace

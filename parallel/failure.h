@@ -20,28 +20,25 @@ class Failure {
     return status_;
   }
 
-  // The first one stays; false for later ones. Calls back without holding a lock.
+  // The first one stays; false for later ones.
   bool Set(const absl::Status& status) {
-    std::function<void(const absl::Status&)> callback;
-    {
-      std::lock_guard lock(mu_);
-      if (!status_.ok()) return false;
-      status_ = status;
-      callback = std::exchange(callback_, nullptr);
-      failed_.store(true, std::memory_order_release);
-    }
-    if (callback) callback(status);
+    std::lock_guard lock(mu_);
+    if (!status_.ok()) return false;
+    status_ = status;
+    failed_.store(true, std::memory_order_release);
+    if (const auto callback = std::exchange(callback_, nullptr)) callback(status);
     return true;
   }
 
+  // In the place of the callback before. Callbacks run under the lock, so that none runs any more
+  // once another has taken its place; they must not call this object.
   void OnFailure(std::function<void(const absl::Status&)> callback) {
-    absl::Status status;
-    {
-      std::lock_guard lock(mu_);
-      status = status_;
-      if (status.ok()) callback_ = std::move(callback);
+    std::lock_guard lock(mu_);
+    if (status_.ok()) {
+      callback_ = std::move(callback);
+    } else if (callback) {
+      callback(status_);
     }
-    if (!status.ok() && callback) callback(status);
   }
 
  private:

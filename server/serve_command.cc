@@ -31,6 +31,7 @@
 #include "server/fragility_calibration.h"
 #include "server/generation_service.h"
 #include "server/grpc_server.h"
+#include "server/rank_process.h"
 #include "server/server_config.h"
 #include "server/unary_calls.h"
 #include "server/write_thread.h"
@@ -40,6 +41,9 @@ namespace {
 
 // How long clients may take to read the end of their answers once the engine is done.
 constexpr absl::Duration kDeliveryGrace = absl::Seconds(2);
+// How long requests may go on once a launcher has begun to end its ranks: long enough before they
+// are killed that every request gets a status.
+constexpr double kHurriedDrainSeconds = 0.3;
 
 std::string FamilyName(model::Family family) {
   switch (family) {
@@ -107,6 +111,7 @@ int64_t LongestPromptBytes(const model::Tokenizer& tokenizer, int64_t max_model_
 
 // Everything that serves, in the order of its making; destroyed in reverse.
 struct Serving {
+  Ranks ranks;
   std::unique_ptr<model::Checkpoint> checkpoint;
   std::unique_ptr<model::Tokenizer> tokenizer;
   model::ChatTemplate chat_template;
@@ -138,7 +143,7 @@ absl::Status LoadFragility(ServerConfig* config, const std::string& weights_sha2
 
 absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weights_sha256) {
   // Before the model is read: a device that cannot be used takes no time to refuse.
-  auto backend = kernels::OpenBackend(config->ToBackendOptions());
+  auto backend = OpenRankBackend(*config, &serving->ranks);
   if (!backend.ok()) return backend.status();
   serving->backend_description = (*backend)->Describe();
   auto checkpoint = model::Checkpoint::Open(config->model);
@@ -156,6 +161,7 @@ absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weig
     return status;
   }
   engine::EngineConfig engine_config = config->ToEngineConfig();
+  engine_config.communicator = serving->ranks.communicator();
   engine_config.on_failure = [serving, waiting = pthread_self()](const absl::Status&) {
     serving->failed = true;
     pthread_kill(waiting, SIGUSR1);
@@ -299,19 +305,25 @@ void PrintReady(const ServerConfig& config, const Serving& serving, absl::Durati
   std::fflush(stderr);
 }
 
-// SIGTERM, SIGINT, and SIGUSR1, by which the draining thread reports to the waiting one. Blocked in
-// every thread, so that only sigwait() takes them.
+// SIGTERM, SIGINT and SIGUSR2, which launchers of ranks pass on, and SIGUSR1, by which the draining
+// thread reports to the waiting one. Blocked in every thread, so that only sigwaitinfo() takes
+// them.
 sigset_t BlockSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&set, signal);
+  for (int signal : {SIGTERM, SIGINT, SIGUSR1, SIGUSR2}) sigaddset(&set, signal);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   return set;
 }
 
-int WaitFor(const sigset_t& set) {
-  int signal = 0;
-  sigwait(&set, &signal);
+// `hurried`: set where a launcher ends its ranks. Open MPI's kills them a second after SIGTERM.
+int WaitFor(const sigset_t& set, bool* hurried = nullptr) {
+  siginfo_t info;
+  int signal;
+  do {
+    signal = sigwaitinfo(&set, &info);
+  } while (signal < 0);
+  if (hurried != nullptr && signal == SIGTERM && info.si_pid == getppid()) *hurried = true;
   return signal;
 }
 
@@ -327,15 +339,18 @@ int EndAfterFailure(Serving* serving) {
 
 int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Serving* serving) {
   int signal;
+  bool hurried = false;
   do {
-    signal = WaitFor(signals);
+    signal = WaitFor(signals, &hurried);
     if (serving->failed) return EndAfterFailure(serving);
   } while (signal == SIGUSR1);
-  std::fprintf(stderr, "draining for up to %g s; a second signal ends at once\n",
-               config.drain_timeout_s);
+  hurried = hurried && serving->ranks.host != nullptr;
+  const double drain_s =
+      hurried ? std::min(config.drain_timeout_s, kHurriedDrainSeconds) : config.drain_timeout_s;
+  std::fprintf(stderr, "draining for up to %g s; a second signal ends at once\n", drain_s);
   serving->context.draining = true;
   serving->grpc->SetNotServing();
-  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_timeout_s);
+  const absl::Time deadline = absl::Now() + absl::Seconds(drain_s);
   const pthread_t waiting = pthread_self();
   std::thread draining([&] {
     serving->engine->Drain(deadline);
@@ -356,12 +371,15 @@ int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Servin
 
 int RunServe(int argc, char** argv) {
   const absl::Time start = absl::Now();
+  // Before anything can fail: a launcher that sees one rank end sends SIGTERM to the others, which
+  // must not keep rank 0 from saying why.
+  const sigset_t signals = BlockSignals();
   ServerConfig config;
   flags::FlagSet flags = config.Flags();
   absl::StatusOr<std::vector<std::string>> positional = flags.Parse(argc, argv);
   absl::Status status = positional.status();
   if (status.ok() && flags.help_requested()) {
-    std::fputs(flags.Help().c_str(), stdout);
+    if (IsFirstRank()) std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
   if (status.ok() && !positional->empty()) {
@@ -370,14 +388,24 @@ int RunServe(int argc, char** argv) {
   }
   if (status.ok()) status = config.Validate();
   if (!status.ok()) {
-    std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
+    if (IsFirstRank()) {
+      std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
+    }
     return 2;
   }
   // Protobuf would print a line for every request with invalid UTF-8; the client gets the error.
   google::protobuf::SetLogHandler(nullptr);
-  const sigset_t signals = BlockSignals();
+  absl::StatusOr<Ranks> ranks = JoinRanks(config);
+  if (ranks.ok() && !IsFirstRank()) return RunFollowerRank(config, *std::move(ranks));
   Serving serving;
-  if (status = Start(&config, flags, start, &serving); !status.ok()) {
+  status = ranks.status();
+  if (status.ok()) {
+    serving.ranks = *std::move(ranks);
+    status = Start(&config, flags, start, &serving);
+  }
+  if (!status.ok()) {
+    if (serving.ranks.host != nullptr) serving.ranks.host->Abort(status);
+    if (!IsFirstRank()) return 1;
     std::fprintf(stderr, "verbatim serve: %s\n", std::string(status.message()).c_str());
     // A flag that the model contradicts is still a wrong flag.
     return status.message().substr(0, 2) == "--" && absl::IsInvalidArgument(status) ? 2 : 1;

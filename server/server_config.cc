@@ -14,7 +14,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
+#include "model/shard_plan.h"
 
 namespace verbatim::server {
 namespace {
@@ -163,7 +165,9 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("cpu-isa", &cpu_isa,
             "auto, scalar, avx2 or avx512; never changes a deterministic answer");
   flags.Add("device", &device, kernels::kDeviceHelp);
-  flags.Add("tensor-parallel-size", &tensor_parallel_size, "1");
+  flags.Add("tensor-parallel-size", &tensor_parallel_size,
+            "ranks that share the model out among them, a power of two: mpirun -n N verbatim serve "
+            "--tensor-parallel-size N; never changes a deterministic answer");
   return flags;
 }
 
@@ -265,9 +269,9 @@ absl::Status ServerConfig::Validate() {
     return Bad("receipt-signing-key", "has nothing to sign with --no-receipts");
   }
   if (host.empty()) return Bad("host", "is empty");
-  if (tensor_parallel_size != 1) {
+  if (tensor_parallel_size < 1 || (tensor_parallel_size & (tensor_parallel_size - 1)) != 0) {
     return Bad("tensor-parallel-size",
-               absl::StrCat(tensor_parallel_size, " is not supported; only 1 is"));
+               absl::StrCat(tensor_parallel_size, " is not a power of two"));
   }
   return absl::OkStatus();
 }
@@ -280,6 +284,12 @@ absl::Status ServerConfig::Resolve(const model::ModelConfig& model_config) {
     served_model_name = extension == ".gguf" || extension == ".safetensors"
                             ? path.stem().string()
                             : path.filename().string();
+  }
+  // Of the rank that keeps most.
+  const absl::StatusOr<int64_t> kv_heads = model::MostKvHeads(model_config, tensor_parallel_size);
+  if (!kv_heads.ok()) {
+    return Bad("tensor-parallel-size", std::string(absl::StripPrefix(kv_heads.status().message(),
+                                                                     "tensor_parallel_size: ")));
   }
   if (moe_capacity_factor > 0 && model_config.moe.num_experts == 0) {
     return Bad("moe-capacity-factor", "the model is not a mixture of experts");
@@ -296,7 +306,9 @@ absl::Status ServerConfig::Resolve(const model::ModelConfig& model_config) {
     if (max_model_len == 0) max_model_len = model_config.max_position;
     return absl::OkStatus();
   }
-  const int64_t page_bytes = KvBytesPerToken(model_config, KvDType(kv_cache_dtype)) * block_size;
+  model::ModelConfig of_rank = model_config;
+  of_rank.num_kv_heads = *kv_heads;
+  const int64_t page_bytes = KvBytesPerToken(of_rank, KvDType(kv_cache_dtype)) * block_size;
   const int64_t pages = *kv_cache_bytes / page_bytes;
   if (pages == 0) {
     return Bad("kv-cache-bytes",

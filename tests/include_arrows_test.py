@@ -17,11 +17,11 @@ ALLOWED = {
     "kernels/cpu": ["kernels/numerics", "kernels/ops", "kernels"],
     "kernels/cuda": ["kernels/numerics", "kernels/ops", "kernels"],
     "kernels/device": ["kernels", "kernels/cpu", "kernels/cuda"],
-    "parallel": ["kernels/numerics", "kernels/ops", "kernels"],
+    "parallel": ["kernels/numerics", "kernels/ops", "kernels", "kernels/cuda"],
     "model": ["parallel", "kernels/numerics", "kernels/ops", "kernels"],
     "scheduler": [],
     "trace": ["model", "kernels/numerics", "kernels/ops"],
-    "engine": ["trace", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
+    "engine": ["trace", "model", "parallel", "scheduler", "kernels/numerics", "kernels/ops", "kernels"],
     "receipt": ["model", "kernels/numerics", "proto"],
     "proto": [],
     "flags": [],
@@ -30,16 +30,17 @@ ALLOWED = {
     "fragility": [],
     "evaluate": ["report", "model", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "flags"],
     "upcycle": ["evaluate", "model", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "flags"],
-    "server": ["fragility", "receipt", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "proto", "flags"],
+    "server": ["fragility", "receipt", "trace", "engine", "model", "parallel", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "proto", "flags"],
     "client": ["receipt", "proto", "flags", "report"],
     "lab": ["client", "evaluate", "fragility", "report", "replay", "trace", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "proto", "flags"],
-    "conformance": ["client", "lab", "engine", "model", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "proto", "flags"],
+    "conformance": ["client", "lab", "engine", "model", "parallel", "scheduler", "kernels/numerics", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "proto", "flags"],
     "verify": ["server", "client", "receipt", "engine", "model", "scheduler", "kernels/ops", "kernels", "kernels/cpu", "kernels/device", "proto", "flags"],
     "cli": ["server", "client", "replay", "lab", "verify", "conformance", "evaluate", "upcycle", "flags"],
 }
 # Tests may use a real backend.
 TEST_EXTRA = ["kernels/cpu", "tests"]
 CUDA_HEADER = re.compile(r"^(cuda|cublas|nccl|cub/|thrust/)")
+NCCL_FOLDERS = ["parallel"]
 
 
 def folder_of(path):
@@ -64,7 +65,8 @@ def wrong_includes(root):
             if not match:
                 continue
             header = match.group(1)
-            if CUDA_HEADER.match(header) and folder != "kernels/cuda":
+            is_nccl = header.startswith("nccl") and folder in NCCL_FOLDERS
+            if CUDA_HEADER.match(header) and folder != "kernels/cuda" and not is_nccl:
                 yield f"{relative}:{number}: CUDA header {header} outside kernels/cuda"
             target = "proto" if header.startswith("verbatim/v1/") or header.startswith("proto/") else folder_of(header)
             if header.startswith("tests/") and not is_test:

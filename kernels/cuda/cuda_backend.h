@@ -45,6 +45,10 @@ class CudaBackend final : public Backend {
   static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
   ~CudaBackend() override;
 
+  // What operations are put on, also for who puts something between them. The thread that created
+  // the backend has its device current.
+  Stream stream() const { return stream_; }
+
   std::string Describe() const override;
   absl::StatusOr<std::string> NumericsTag(Policy policy) const override;
 

@@ -25,7 +25,10 @@ std::vector<std::string> Flags(std::vector<std::string> more) {
 
 class GpuServerTest : public testing::Test {
  protected:
-  void TearDown() override { unsetenv("VERBATIM_SIMT_FAULT"); }
+  void TearDown() override {
+    unsetenv("VERBATIM_SIMT_FAULT");
+    unsetenv("VERBATIM_SIMT_DEVICES");
+  }
   static void Plant(const char* fault) { setenv("VERBATIM_SIMT_FAULT", fault, 1); }
 };
 
@@ -104,6 +107,65 @@ TEST_F(GpuServerTest, ADeviceThatFailsWhileServingEndsRequestsAndProcess) {
   EXPECT_EQ(server.Wait(), 1) << server.log();  // by itself
   EXPECT_THAT(server.log(), HasSubstr("the server's device has failed"));
 }
+
+#ifdef VERBATIM_MPIEXEC
+
+std::vector<std::string> Launcher(const std::string& ranks) {
+  return {
+      VERBATIM_MPIEXEC, "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "-n", ranks};
+}
+
+// A model whose heads two ranks can share.
+std::vector<std::string> RankFlags(std::vector<std::string> more) {
+  more.insert(more.begin(), "--model=tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
+  std::vector<std::string> flags = Flags(more);
+  flags.erase(flags.begin());
+  return flags;
+}
+
+TEST_F(GpuServerTest, TwoRanksOnTwoGpusAnswerWithTheCpusBits) {
+  setenv("VERBATIM_SIMT_DEVICES", "2", 1);
+  ServerProcess gpus(RankFlags({"--device=cuda", "--tensor-parallel-size=2"}), Launcher("2"));
+  ServerProcess cpu(RankFlags({"--kv-cache-bytes=16MiB"}));
+  ASSERT_TRUE(gpus.ready() && cpu.ready()) << gpus.log();
+  const Answer got = Ask(gpus, 6), expected = Ask(cpu, 6);
+  ASSERT_TRUE(got.status.ok() && expected.status.ok()) << got.status.error_message();
+  EXPECT_EQ(got.finished.logits_sha256(), expected.finished.logits_sha256());
+  EXPECT_FALSE(got.finished.logits_sha256().empty());
+  gpus.Signal(SIGUSR2);
+  EXPECT_EQ(gpus.Wait(), 0) << gpus.log();
+}
+
+TEST_F(GpuServerTest, ADeviceOfAnotherRankThatFailsEndsRequestsAndProcesses) {
+  setenv("VERBATIM_SIMT_DEVICES", "2", 1);
+  const std::vector<std::string> flags = RankFlags({"--device=cuda", "--tensor-parallel-size=2"});
+  std::vector<std::string> launcher = Launcher("1");
+  launcher.insert(launcher.end(), {VERBATIM_BINARY, "serve", "--port=0"});
+  launcher.insert(launcher.end(), flags.begin(), flags.end());
+  launcher.insert(launcher.end(), {":", "-n", "1", "-x", "VERBATIM_SIMT_FAULT=device=2000"});
+  ServerProcess server(flags, launcher);
+  ASSERT_TRUE(server.ready()) << server.log();
+  const Answer answer = Ask(server, 200);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("rank 1 (process"));
+  EXPECT_THAT(answer.status.error_message(), HasSubstr("an illegal address"));
+  EXPECT_NE(server.Wait(), 0);  // by itself
+}
+
+TEST_F(GpuServerTest, EveryRankNeedsAGpuOfItsOwn) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"--device=cuda", "--device cuda:1: cuda: no device 1; this machine has 1"},
+      {"--device=cuda:0", "--device: cuda:0 is one GPU for all ranks; cuda gives each its own"},
+  };
+  for (const auto& [device, message] : cases) {
+    ServerProcess server(RankFlags({device, "--tensor-parallel-size=2"}), Launcher("2"));
+    EXPECT_FALSE(server.ready());
+    EXPECT_NE(server.Wait(), 0);
+    EXPECT_THAT(server.log(), HasSubstr(message));
+  }
+}
+
+#endif  // VERBATIM_MPIEXEC
 
 }  // namespace
 }  // namespace verbatim::end_to_end

@@ -14,10 +14,11 @@
 
 namespace verbatim::end_to_end {
 
-ServerProcess::ServerProcess(std::vector<std::string> flags) {
+ServerProcess::ServerProcess(std::vector<std::string> flags, std::vector<std::string> launcher) {
   int fds[2];
   if (pipe2(fds, O_CLOEXEC) != 0) return;
   flags.insert(flags.begin(), {VERBATIM_BINARY, "serve", "--port=0"});
+  flags.insert(flags.begin(), launcher.begin(), launcher.end());
   std::vector<char*> argv;
   for (std::string& flag : flags) argv.push_back(flag.data());
   argv.push_back(nullptr);

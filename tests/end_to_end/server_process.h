@@ -15,8 +15,9 @@ namespace verbatim::end_to_end {
 
 class ServerProcess {
  public:
-  // Starts `verbatim serve --port 0 …` and waits until it is ready or has ended.
-  explicit ServerProcess(std::vector<std::string> flags);
+  // Starts `verbatim serve --port 0 …` and waits until it is ready or has ended. With a launcher
+  // (an absolute path and its arguments) that is started with the command.
+  explicit ServerProcess(std::vector<std::string> flags, std::vector<std::string> launcher = {});
   // Kills it if it still runs.
   ~ServerProcess();
   ServerProcess(const ServerProcess&) = delete;
@@ -28,6 +29,7 @@ class ServerProcess {
   v1::VerbatimService::Stub& stub() const { return *stub_; }
 
   void Signal(int signal) const;
+  pid_t pid() const { return pid_; }  // the launcher's, where there is one
   // Waits for its end; the exit status, or −signal.
   int Wait();
   // All that it wrote to stderr; after Wait().

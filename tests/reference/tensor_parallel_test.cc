@@ -18,111 +18,18 @@
 #include "model/step_announcement.h"
 #include "model/transformer.h"
 #include "parallel/thread_communicator.h"
+#include "tests/reference/ranks_runner.h"
 
 namespace verbatim::model {
 namespace {
 
 using kernels::NumericMode;
 using kernels::Policy;
-using Rows = std::vector<std::vector<float>>;
 
-constexpr int64_t kPageTokens = 16, kPages = 32;
-
-// A rank's backend, weights and cache.
-struct Rank {
-  std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<Transformer> transformer;
-  std::unique_ptr<kernels::KvCache> cache;
-};
-
-absl::StatusOr<Rank> MakeRank(const Checkpoint& checkpoint, parallel::Communicator* communicator) {
-  Rank rank;
-  rank.backend = *kernels::cpu::CpuBackend::Create({.threads = 1});
-  auto transformer = Transformer::Load(*rank.backend, checkpoint,
-                                       {.max_batch_rows = 256,
-                                        .max_logit_rows = 8,
-                                        .max_model_len = 256,
-                                        .communicator = communicator});
-  if (!transformer.ok()) return transformer.status();
-  rank.transformer = *std::move(transformer);
-  auto cache = rank.backend->CreateKvCache({.num_layers = checkpoint.config().num_layers,
-                                            .num_kv_heads = rank.transformer->num_kv_heads(),
-                                            .head_dim = checkpoint.config().head_dim,
-                                            .page_tokens = kPageTokens,
-                                            .num_pages = kPages});
-  if (!cache.ok()) return cache.status();
-  rank.cache = *std::move(cache);
-  std::vector<int32_t> all(kPages);
-  for (int32_t i = 0; i < kPages; ++i) all[i] = i;
-  absl::Status poisoned = rank.cache->Poison(all);
-  if (!poisoned.ok()) return poisoned;
-  return rank;
-}
-
-// Prompts of 150 and 7 tokens in chunks of `chunk`, then three decode steps of both together; the
-// logits of each step's last rows.
-absl::StatusOr<Rows> Generate(Rank& rank, const NumericMode& mode, int32_t chunk) {
-  std::mt19937 rng(3);
-  const int64_t vocab = rank.transformer->config().vocab_size;
-  std::vector<std::vector<int32_t>> pages(2);
-  for (int32_t i = 0; i < kPages; ++i) pages[i % 2].push_back((i * 7 + 3) % kPages);
-  std::vector<std::vector<int32_t>> tokens(2);
-  for (int i = 0; i < 153; ++i) tokens[0].push_back(static_cast<int32_t>(rng() % vocab));
-  for (int i = 0; i < 10; ++i) tokens[1].push_back(static_cast<int32_t>(rng() % vocab));
-  const int32_t prompts[] = {150, 7};
-  int32_t done[] = {0, 0};
-  Rows out;
-  while (done[0] < 153 || done[1] < 10) {
-    ForwardBatch batch;
-    std::vector<int32_t> last;
-    const bool prefilled = done[0] >= prompts[0] && done[1] >= prompts[1];
-    for (int s = 0; s < 2; ++s) {
-      const int32_t left = static_cast<int32_t>(tokens[s].size()) - done[s];
-      const bool decoding = done[s] >= prompts[s];
-      if (left == 0 || (decoding && !prefilled)) continue;
-      const int32_t count = decoding ? 1 : std::min(chunk, prompts[s] - done[s]);
-      batch.spans.push_back({.first_row = static_cast<int32_t>(batch.rows()),
-                             .num_rows = count,
-                             .first_position = done[s],
-                             .pages = pages[s].data(),
-                             .num_pages = static_cast<int32_t>(pages[s].size())});
-      for (int32_t i = 0; i < count; ++i) {
-        batch.tokens.push_back(tokens[s][done[s]]);
-        batch.positions.push_back(done[s]++);
-      }
-      last.push_back(static_cast<int32_t>(batch.rows()) - 1);
-    }
-    absl::Status status = rank.transformer->Forward(batch, mode, *rank.cache);
-    if (!status.ok()) return status;
-    auto logits = rank.transformer->ComputeLogits(last, mode);
-    if (!logits.ok()) return logits.status();
-    for (size_t i = 0; i < last.size(); ++i) {
-      out.emplace_back(*logits + i * vocab, *logits + (i + 1) * vocab);
-    }
-  }
-  return out;
-}
-
-// The same by several ranks.
-absl::StatusOr<Rows> GenerateOnRanks(const Checkpoint& checkpoint, int degree,
-                                     const NumericMode& mode, int32_t chunk) {
-  auto communicators = parallel::MakeThreadCommunicators(degree);
-  std::vector<std::thread> followers;
-  for (int r = 1; r < degree; ++r) {
-    followers.emplace_back([&, r] {
-      auto rank = MakeRank(checkpoint, communicators[r].get());
-      if (!rank.ok()) return communicators[r]->Abort(rank.status());
-      FollowSteps(*rank->transformer, *rank->cache, *communicators[r]).IgnoreError();
-    });
-  }
-  absl::StatusOr<Rows> rows = [&]() -> absl::StatusOr<Rows> {
-    auto rank = MakeRank(checkpoint, communicators[0].get());
-    if (!rank.ok()) return rank.status();
-    return Generate(*rank, mode, chunk);
-  }();
-  communicators[0]->Close();
-  for (std::thread& follower : followers) follower.join();
-  return rows;
+const RankPlace& Cpu() {
+  static const RankPlace place = {
+      .make_backend = [] { return *kernels::cpu::CpuBackend::Create({.threads = 1}); }};
+  return place;
 }
 
 struct Case {
@@ -143,12 +50,10 @@ class TensorParallelTest : public testing::TestWithParam<Case> {
     ASSERT_TRUE(opened.ok()) << opened.status();
     checkpoint_ = *std::move(opened);
   }
-  Rows Alone(const NumericMode& mode) {
-    auto rank = MakeRank(*checkpoint_, nullptr);
-    EXPECT_TRUE(rank.ok()) << rank.status();
-    auto rows = Generate(*rank, mode, 256);
+  LogitRows Alone(const NumericMode& mode) {
+    auto rows = GenerateAlone(Cpu(), *checkpoint_, mode, {});
     EXPECT_TRUE(rows.ok()) << rows.status();
-    return rows.value_or(Rows{});
+    return rows.value_or(LogitRows{});
   }
   std::unique_ptr<Checkpoint> checkpoint_;
 };
@@ -158,11 +63,12 @@ TEST_P(TensorParallelTest, EveryDegreeHasTheBitsOfOneRank) {
   const bool same_code =
       *(*shared)->NumericsTag(Policy::kPinned) == *(*shared)->NumericsTag(Policy::kPortable);
   for (Policy policy : {Policy::kPortable, Policy::kPinned}) {
-    const Rows expected = Alone({.policy = policy});
+    const LogitRows expected = Alone({.policy = policy});
     for (int degree = 2; degree <= GetParam().max_degree; degree *= 2) {
       for (int32_t chunk : {256, 37}) {
         SCOPED_TRACE(testing::Message() << NameOf(policy) << ", " << degree << " ranks, " << chunk);
-        const auto rows = GenerateOnRanks(*checkpoint_, degree, {.policy = policy}, chunk);
+        const auto rows =
+            GenerateOnRanks(Cpu(), *checkpoint_, degree, {.policy = policy}, {.chunk = chunk});
         if (policy == Policy::kPinned && !GetParam().pinned && !same_code) {
           EXPECT_EQ(rows.status().code(), absl::StatusCode::kFailedPrecondition);
           EXPECT_THAT(std::string(rows.status().message()),
@@ -182,7 +88,7 @@ TEST_P(TensorParallelTest, EveryDegreeHasTheBitsOfOneRank) {
       }
     }
     const auto beyond =
-        GenerateOnRanks(*checkpoint_, 2 * GetParam().max_degree, {.policy = policy}, 256);
+        GenerateOnRanks(Cpu(), *checkpoint_, 2 * GetParam().max_degree, {.policy = policy}, {});
     EXPECT_THAT(std::string(beyond.status().message()), testing::HasSubstr("tensor_parallel_size"));
   }
 }
@@ -191,8 +97,8 @@ TEST_P(TensorParallelTest, ThroughputComesNear) {
   for (const kernels::ActivationType type :
        {kernels::ActivationType::kF32, kernels::ActivationType::kBF16}) {
     const NumericMode mode = {Policy::kThroughput, type};
-    const Rows expected = Alone(mode);
-    const auto rows = GenerateOnRanks(*checkpoint_, GetParam().max_degree, mode, 256);
+    const LogitRows expected = Alone(mode);
+    const auto rows = GenerateOnRanks(Cpu(), *checkpoint_, GetParam().max_degree, mode, {});
     ASSERT_TRUE(rows.ok()) << rows.status();
     ASSERT_EQ(rows->size(), expected.size());
     // The decode steps, which see no other choice of kernels than the prompt's.
@@ -222,7 +128,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(TensorParallelFailureTest, ARankThatCannotLoadIsNamed) {
   const auto olmoe = Checkpoint::Open("tests/fixtures/reference/hf_olmoe");
   ASSERT_TRUE(olmoe.ok()) << olmoe.status();
-  const auto rows = GenerateOnRanks(**olmoe, 2, {}, 256);
+  const auto rows = GenerateOnRanks(Cpu(), **olmoe, 2, {}, {});
   EXPECT_THAT(std::string(rows.status().message()), testing::HasSubstr("OLMoE"));
 }
 
@@ -230,15 +136,15 @@ TEST(TensorParallelFailureTest, ARankThatGoesEndsTheStep) {
   const auto checkpoint = conformance::MakeSyntheticModel();
   auto communicators = parallel::MakeThreadCommunicators(2);
   std::thread follower([&] {
-    auto rank = MakeRank(*checkpoint, communicators[1].get());
+    auto rank = MakeRank(Cpu(), *checkpoint, communicators[1].get());
     ASSERT_TRUE(rank.ok());
     // Hears of the step and is gone.
     ASSERT_TRUE(communicators[1]->NextAnnouncement().ok());
     communicators[1].reset();
   });
-  auto rank = MakeRank(*checkpoint, communicators[0].get());
+  auto rank = MakeRank(Cpu(), *checkpoint, communicators[0].get());
   ASSERT_TRUE(rank.ok()) << rank.status();
-  const auto rows = Generate(*rank, {}, 256);
+  const auto rows = Generate(*rank, {}, {});
   follower.join();
   EXPECT_EQ(rows.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(rows.status().message()), testing::HasSubstr("rank 1 has ended"));

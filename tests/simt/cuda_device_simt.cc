@@ -2,6 +2,7 @@
 //
 // VERBATIM_SIMT_FAULT plants a fault for tests of whole processes: "device=N" (the device fails
 // after N operations), "allocation=N" (no memory after N allocations) or "none" (no device).
+// VERBATIM_SIMT_DEVICES is how many devices there are; the processes of ranks see the same.
 #include <cstdlib>
 #include <string>
 
@@ -9,13 +10,21 @@
 #include "absl/strings/numbers.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/device/open_backend.h"
+#include "parallel/device_communicator.h"
+#include "parallel/device_ranks.h"
 #include "simt/faults.h"
+#include "simt/host_link.h"
 
 namespace verbatim::kernels {
 namespace {
 
 void PlantFault() {
-  const char* text = std::getenv("VERBATIM_SIMT_FAULT");
+  const char* text = std::getenv("VERBATIM_SIMT_DEVICES");
+  int devices = 1;
+  if (text != nullptr && absl::SimpleAtoi(text, &devices)) {
+    cuda::simt_faults::SetDeviceCount(devices);
+  }
+  text = std::getenv("VERBATIM_SIMT_FAULT");
   if (text == nullptr) return;
   const std::string fault = text;
   int64_t count = 0;
@@ -43,3 +52,14 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_u
 }
 
 }  // namespace verbatim::kernels
+
+namespace verbatim::parallel {
+
+absl::StatusOr<std::unique_ptr<Communicator>> OnDevice(Communicator& host,
+                                                       kernels::Backend& backend) {
+  auto ranks = MakeDeviceCommunicator(host, backend, std::make_unique<HostLink>(host));
+  if (absl::Status tried = TryExchanges(*ranks, backend); !tried.ok()) return tried;
+  return ranks;
+}
+
+}  // namespace verbatim::parallel

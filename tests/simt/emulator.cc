@@ -6,6 +6,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -57,6 +58,8 @@ bool Same(const Place& a, const Place& b) {
 }
 
 struct Machine {
+  // Launches of several threads (ranks) take turns; recursive, to refuse a launch inside a launch.
+  std::recursive_mutex mu;
   Schedule schedule;
   std::mt19937_64 rng;
   int64_t launches = 0;
@@ -197,11 +200,15 @@ std::string Machine::RunBlock(size_t shared_bytes) {
 }  // namespace
 
 void SetSchedule(const Schedule& schedule) {
+  std::lock_guard lock(m.mu);
   m.schedule = schedule;
   m.rng.seed(schedule.seed);
 }
 
-int64_t LaunchCount() { return m.launches; }
+int64_t LaunchCount() {
+  std::lock_guard lock(m.mu);
+  return m.launches;
+}
 
 std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
@@ -211,6 +218,7 @@ std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<
   }
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu) return "the grid is too large";
+  std::lock_guard lock(m.mu);
   if (m.current != nullptr) return "a launch inside a launch";
   m.threads = static_cast<unsigned int>(threads);
   m.grid = grid;

@@ -1,0 +1,73 @@
+// The link between GPUs: NCCL, opened when it is needed, so that one program also runs on machines
+// without it.
+#pragma once
+
+#include <nccl.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "parallel/device_link.h"
+
+namespace verbatim::parallel {
+
+// What is used of the library; tests put functions of their own in their places.
+struct NcclFunctions {
+  decltype(&ncclGetVersion) get_version = nullptr;
+  decltype(&ncclGetUniqueId) get_unique_id = nullptr;
+  decltype(&ncclGetErrorString) get_error_string = nullptr;
+  decltype(&ncclGetLastError) get_last_error = nullptr;
+  decltype(&ncclCommInitRankConfig) comm_init = nullptr;
+  decltype(&ncclCommGetAsyncError) comm_get_async_error = nullptr;
+  decltype(&ncclCommAbort) comm_abort = nullptr;
+  decltype(&ncclGroupStart) group_start = nullptr;
+  decltype(&ncclGroupEnd) group_end = nullptr;
+  decltype(&ncclSend) send = nullptr;
+  decltype(&ncclRecv) recv = nullptr;
+  decltype(&ncclAllReduce) all_reduce = nullptr;
+};
+
+// FAILED_PRECONDITION, naming --device: no library, or one that is older than its header was that
+// this program was built with.
+absl::StatusOr<NcclFunctions> OpenNccl();
+
+absl::StatusOr<ncclUniqueId> MakeNcclId(const NcclFunctions& nccl);
+
+// NCCL's communicators are made not to block: what it does on the host goes on in the background
+// and is polled for, so that Abort can end it wherever it is. Nothing here waits for the stream.
+class NcclLink final : public DeviceLink {
+ public:
+  // All ranks at once, each with its device current, which no two may share, and the id that one of
+  // them made. `failure` is asked for a reason to give up waiting for the others: OK, or what is
+  // returned.
+  static absl::StatusOr<std::unique_ptr<NcclLink>> Connect(
+      const NcclFunctions& nccl, const ncclUniqueId& id, int rank, int size, cudaStream_t stream,
+      const std::function<absl::Status()>& failure);
+  ~NcclLink() override { Abort(); }
+
+  absl::Status Exchange(absl::Span<const Message> sends,
+                        absl::Span<const Message> receives) override;
+  absl::Status AllReduceSum(float* data, int64_t count) override;
+  absl::Status Check() override;
+  // Also the orderly end: NCCL's own would wait for the other ranks.
+  void Abort() override;
+
+ private:
+  NcclLink(const NcclFunctions& nccl, cudaStream_t stream) : nccl_(nccl), stream_(stream) {}
+
+  // Until `result`, a call's, is not ncclInProgress any more.
+  absl::Status Finish(const char* call, ncclResult_t result);
+  // With mu_ held.
+  absl::Status StatusOf(const char* call, ncclResult_t result) const;
+
+  const NcclFunctions nccl_;
+  const cudaStream_t stream_;
+  std::mutex mu_;              // held during calls, which do not wait, and while aborting
+  ncclComm_t comm_ = nullptr;  // null once aborted
+};
+
+}  // namespace verbatim::parallel

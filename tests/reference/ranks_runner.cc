@@ -1,0 +1,129 @@
+// Forward passes of several ranks, each a thread with a backend of its own.
+#include "tests/reference/ranks_runner.h"
+
+#include <algorithm>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "model/step_announcement.h"
+#include "parallel/thread_communicator.h"
+
+namespace verbatim::model {
+namespace {
+
+constexpr int64_t kPageTokens = 16, kPages = 32;
+
+}  // namespace
+
+absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoint,
+                              parallel::Communicator* communicator) {
+  Rank rank;
+  rank.backend = place.make_backend();
+  if (communicator != nullptr && place.on_device) {
+    rank.device = place.on_device(*communicator, *rank.backend);
+    communicator = rank.device.get();
+  }
+  auto transformer = Transformer::Load(*rank.backend, checkpoint,
+                                       {.max_batch_rows = 256,
+                                        .max_logit_rows = 8,
+                                        .max_model_len = 256,
+                                        .communicator = communicator});
+  if (!transformer.ok()) return transformer.status();
+  rank.transformer = *std::move(transformer);
+  auto cache = rank.backend->CreateKvCache({.num_layers = checkpoint.config().num_layers,
+                                            .num_kv_heads = rank.transformer->num_kv_heads(),
+                                            .head_dim = checkpoint.config().head_dim,
+                                            .page_tokens = kPageTokens,
+                                            .num_pages = kPages});
+  if (!cache.ok()) return cache.status();
+  rank.cache = *std::move(cache);
+  std::vector<int32_t> all(kPages);
+  for (int32_t i = 0; i < kPages; ++i) all[i] = i;
+  absl::Status poisoned = rank.cache->Poison(all);
+  if (!poisoned.ok()) return poisoned;
+  return rank;
+}
+
+absl::StatusOr<LogitRows> Generate(Rank& rank, const kernels::NumericMode& mode,
+                                   const RankWork& work) {
+  std::mt19937 rng(3);
+  const int64_t vocab = rank.transformer->config().vocab_size;
+  std::vector<std::vector<int32_t>> pages(2), tokens(2);
+  for (int32_t i = 0; i < kPages; ++i) pages[i % 2].push_back((i * 7 + 3) % kPages);
+  for (int s = 0; s < 2; ++s) {
+    for (int i = 0; i < work.prompts[s] + work.decode_steps; ++i) {
+      tokens[s].push_back(static_cast<int32_t>(rng() % vocab));
+    }
+  }
+  int32_t done[] = {0, 0};
+  const auto left = [&](int s) { return static_cast<int32_t>(tokens[s].size()) - done[s]; };
+  LogitRows out;
+  while (left(0) > 0 || left(1) > 0) {
+    ForwardBatch batch;
+    std::vector<int32_t> last;
+    const bool prefilled = done[0] >= work.prompts[0] && done[1] >= work.prompts[1];
+    for (int s = 0; s < 2; ++s) {
+      const bool decoding = done[s] >= work.prompts[s];
+      if (left(s) == 0 || (decoding && !prefilled)) continue;
+      const int32_t count = decoding ? 1 : std::min(work.chunk, work.prompts[s] - done[s]);
+      batch.spans.push_back({.first_row = static_cast<int32_t>(batch.rows()),
+                             .num_rows = count,
+                             .first_position = done[s],
+                             .pages = pages[s].data(),
+                             .num_pages = static_cast<int32_t>(pages[s].size())});
+      for (int32_t i = 0; i < count; ++i) {
+        batch.tokens.push_back(tokens[s][done[s]]);
+        batch.positions.push_back(done[s]++);
+      }
+      last.push_back(static_cast<int32_t>(batch.rows()) - 1);
+    }
+    absl::Status status = rank.transformer->Forward(batch, mode, *rank.cache);
+    if (!status.ok()) return status;
+    auto logits = rank.transformer->ComputeLogits(last, mode);
+    if (!logits.ok()) return logits.status();
+    std::vector<float> rows(last.size() * static_cast<size_t>(vocab));
+    status = rank.backend->CopyToHost(rows.data(), *logits, rows.size() * sizeof(float));
+    if (!status.ok()) return status;
+    for (size_t i = 0; i < last.size(); ++i) {
+      out.emplace_back(rows.begin() + static_cast<int64_t>(i) * vocab,
+                       rows.begin() + static_cast<int64_t>(i + 1) * vocab);
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<LogitRows> GenerateAlone(const RankPlace& place, const Checkpoint& checkpoint,
+                                        const kernels::NumericMode& mode, const RankWork& work) {
+  auto rank = MakeRank(place, checkpoint, nullptr);
+  if (!rank.ok()) return rank.status();
+  return Generate(*rank, mode, work);
+}
+
+absl::StatusOr<LogitRows> GenerateOnRanks(const RankPlace& place, const Checkpoint& checkpoint,
+                                          int degree, const kernels::NumericMode& mode,
+                                          const RankWork& work) {
+  auto communicators = parallel::MakeThreadCommunicators(degree);
+  std::vector<std::thread> followers;
+  for (int r = 1; r < degree; ++r) {
+    followers.emplace_back([&, r] {
+      auto rank = MakeRank(place, checkpoint, communicators[r].get());
+      if (!rank.ok()) return communicators[r]->Abort(rank.status());
+      parallel::Communicator& own = rank->device ? *rank->device : *communicators[r];
+      FollowSteps(*rank->transformer, *rank->cache, own).IgnoreError();
+      rank->device.reset();
+    });
+  }
+  absl::StatusOr<LogitRows> rows = [&]() -> absl::StatusOr<LogitRows> {
+    auto rank = MakeRank(place, checkpoint, communicators[0].get());
+    if (!rank.ok()) return rank.status();
+    auto generated = Generate(*rank, mode, work);
+    if (rank->device) rank->device->Close();
+    return generated;
+  }();
+  communicators[0]->Close();
+  for (std::thread& follower : followers) follower.join();
+  return rows;
+}
+
+}  // namespace verbatim::model

@@ -1,0 +1,60 @@
+// Forward passes of several ranks, each a thread with a backend of its own, for tests that compare
+// their logits with one rank's.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "model/checkpoint.h"
+#include "model/transformer.h"
+#include "parallel/communicator.h"
+
+namespace verbatim::model {
+
+// [steps · sequences][vocab]
+using LogitRows = std::vector<std::vector<float>>;
+
+// What ranks compute on.
+struct RankPlace {
+  std::function<std::unique_ptr<kernels::Backend>()> make_backend;
+  // The ranks' communicator for memory of that backend, given the host's; null: the host's serves.
+  std::function<std::unique_ptr<parallel::Communicator>(parallel::Communicator& host,
+                                                        kernels::Backend& backend)>
+      on_device;
+};
+
+// A rank's backend, weights and cache.
+struct Rank {
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<parallel::Communicator> device;  // null where the host's serves
+  std::unique_ptr<Transformer> transformer;
+  std::unique_ptr<kernels::KvCache> cache;
+};
+
+// `communicator` is null with one rank.
+absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoint,
+                              parallel::Communicator* communicator);
+
+// Two sequences: prompts in chunks of at most `chunk`, then decode steps of both together.
+struct RankWork {
+  int32_t prompts[2] = {150, 7};
+  int32_t decode_steps = 3;
+  int32_t chunk = 256;
+};
+
+// The logits of each step's last rows.
+absl::StatusOr<LogitRows> Generate(Rank& rank, const kernels::NumericMode& mode,
+                                   const RankWork& work);
+
+// The same by one rank, and by `degree` ranks.
+absl::StatusOr<LogitRows> GenerateAlone(const RankPlace& place, const Checkpoint& checkpoint,
+                                        const kernels::NumericMode& mode, const RankWork& work);
+absl::StatusOr<LogitRows> GenerateOnRanks(const RankPlace& place, const Checkpoint& checkpoint,
+                                          int degree, const kernels::NumericMode& mode,
+                                          const RankWork& work);
+
+}  // namespace verbatim::model
