@@ -31,6 +31,9 @@ struct EngineConfig {
   // Limits of a mixture's experts for THROUGHPUT rows (model::TransformerOptions); 0: none.
   double moe_capacity_factor = 0;
   kernels::CapacityOverflow moe_overflow = kernels::CapacityOverflow::kDrop;
+  // Logit rows computed at once: enough for the decode rows of a usual step, few enough that their
+  // memory stays small. Every slice of a step reads the output matrix again.
+  int64_t max_logit_rows = 64;
   int32_t max_logprobs = 20;  // largest accepted logprobs / prompt_logprobs
   int32_t max_n = 64;         // largest accepted n
   bool allow_traces = false;  // record what traces need; without it requests for one are refused

@@ -16,10 +16,6 @@
 namespace verbatim::engine {
 namespace {
 
-// Logit rows computed at once: enough for every decode row of a usual step, few enough that their
-// memory stays small.
-constexpr int64_t kMaxLogitRows = 64;
-
 int64_t PageBytes(const model::ModelConfig& config, int64_t kv_heads, int64_t page_tokens,
                   kernels::DType dtype) {
   return 2 * config.num_layers * kv_heads * config.head_dim * page_tokens *
@@ -62,7 +58,7 @@ absl::StatusOr<std::unique_ptr<model::Transformer>> LoadTransformer(
   absl::StatusOr<std::unique_ptr<model::Transformer>> transformer = model::Transformer::Load(
       backend, checkpoint,
       {.max_batch_rows = std::max(sched.max_num_batched_tokens, sched.max_num_seqs),
-       .max_logit_rows = std::min(sched.max_num_seqs, kMaxLogitRows),
+       .max_logit_rows = std::min(sched.max_num_seqs, config.max_logit_rows),
        .max_model_len = sched.max_model_len,
        .communicator = config.communicator,
        .moe_capacity_factor = config.moe_capacity_factor,

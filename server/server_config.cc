@@ -332,6 +332,7 @@ engine::EngineConfig ServerConfig::ToEngineConfig() const {
   out.scheduler.max_num_seqs = *max_num_seqs;
   out.scheduler.max_num_batched_tokens = *max_num_batched_tokens;
   out.scheduler.max_model_len = max_model_len;
+  if (OnGpu()) out.max_logit_rows = 256;
   out.scheduler.page_tokens = block_size;
   out.scheduler.num_pages = 0;  // as many as kv_cache_bytes holds
   out.scheduler.enable_prefix_caching = enable_prefix_caching;

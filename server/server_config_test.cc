@@ -97,6 +97,7 @@ TEST(ServerConfig, DefaultsFollowTheDevice) {
   ServerConfig cpu;
   ASSERT_TRUE(Configure({"--model=m.gguf"}, &cpu).ok());
   EXPECT_EQ(cpu.ToEngineConfig().scheduler.max_num_seqs, 64);
+  EXPECT_EQ(cpu.ToEngineConfig().max_logit_rows, 64);
   EXPECT_EQ(cpu.ToEngineConfig().scheduler.max_num_batched_tokens, 512);
   EXPECT_EQ(cpu.ToEngineConfig().kv_cache_bytes, int64_t{1} << 30);
   EXPECT_EQ(cpu.ToEngineConfig().kv_cache_share, 0);
@@ -104,6 +105,7 @@ TEST(ServerConfig, DefaultsFollowTheDevice) {
   ServerConfig gpu;
   ASSERT_TRUE(Configure({"--model=m.gguf", "--device=cuda:1"}, &gpu).ok());
   EXPECT_EQ(gpu.ToEngineConfig().scheduler.max_num_seqs, 256);
+  EXPECT_EQ(gpu.ToEngineConfig().max_logit_rows, 256);
   EXPECT_EQ(gpu.ToEngineConfig().scheduler.max_num_batched_tokens, 2048);
   EXPECT_EQ(gpu.ToEngineConfig().kv_cache_share, 0.9);
   EXPECT_EQ(gpu.ToEngineConfig().kv_cache_dtype, kernels::DType::kBF16);
