@@ -17,11 +17,10 @@ namespace simt {
 namespace {
 
 constexpr unsigned int kMaxThreads = 1024;
-constexpr uint8_t kPoison = 0xff;  // NaN in fp32, fp16 and bf16
 constexpr size_t kCanaryBytes = 64;
 constexpr uint8_t kCanary = 0x5a;
 
-enum class State : uint8_t { kRunnable, kAtBarrier, kInWarpOperation, kDone };
+enum class State : uint8_t { kRunnable, kAtBarrier, kInWarpOperation, kWaiting, kDone };
 
 struct PendingCopy {
   void* shared;
@@ -36,6 +35,10 @@ struct Thread {
   Dim3 index;
   State state = State::kDone;
   Place where;
+  bool (*ready)(const void*, uint32_t) = nullptr;  // kWaiting
+  const void* object = nullptr;
+  uint32_t argument = 0;
+  const char* what = "";
   std::deque<PendingCopy> copies;
   int copy_group = 0;
 };
@@ -69,6 +72,8 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   Dim3 grid, block, block_index;
   std::unique_ptr<std::byte, decltype(&std::free)> shared{nullptr, &std::free};  // then a canary
+  size_t shared_bytes = 0;
+  std::vector<const Background*> background;
   unsigned int threads = 0;
   unsigned int at_barrier = 0, done = 0;
   Place barrier_where;
@@ -78,8 +83,9 @@ struct Machine {
   Thread* current = nullptr;
   std::string fault;
 
-  std::string RunBlock(size_t shared_bytes);
+  std::string RunBlock();
   void ThreadMain();
+  bool AdvanceBackground();
   bool ReleaseBarrier();
   std::string Deadlock() const;
 };
@@ -127,6 +133,12 @@ bool Machine::ReleaseBarrier() {
 std::string Machine::Deadlock() const {
   for (unsigned int i = 0; i < threads; ++i) {
     const Thread& thread = *pool[i];
+    if (thread.state != State::kWaiting) continue;
+    return ThreadName(thread) + " waits at " + Text(thread.where) + " for " + thread.what +
+           " that never ends";
+  }
+  for (unsigned int i = 0; i < threads; ++i) {
+    const Thread& thread = *pool[i];
     if (thread.state != State::kInWarpOperation) continue;
     std::string message = ThreadName(thread) + " waits in a warp operation at " +
                           Text(thread.where) + " for a lane that ";
@@ -142,12 +154,19 @@ std::string Machine::Deadlock() const {
   return "no thread can go on";
 }
 
-std::string Machine::RunBlock(size_t shared_bytes) {
+bool Machine::AdvanceBackground() {
+  const uint64_t choice = OpenChoice();
+  return std::any_of(background.begin(), background.end(),
+                     [&](const Background* b) { return b->advance(choice); });
+}
+
+std::string Machine::RunBlock() {
   std::memset(shared.get(), kPoison, shared_bytes);
   std::memset(shared.get() + shared_bytes, kCanary, kCanaryBytes);
   at_barrier = done = 0;
   fault.clear();
   for (Warp& warp : warps) warp.arrived = 0;
+  for (const Background* b : background) b->reset();
   Release(&launch_tag);
   std::vector<unsigned int> order(threads);
   std::iota(order.begin(), order.end(), 0u);
@@ -173,9 +192,13 @@ std::string Machine::RunBlock(size_t shared_bytes) {
       const unsigned int turns = laggard[static_cast<size_t>(&warp - warps.data())];
       warp.rests = turns > 1 && rng() % turns != 0;
     }
+    if (schedule.order == Order::kSeeded && rng() % 4 == 0) AdvanceBackground();
     bool progress = false;
     for (unsigned int i : order) {
       Thread& thread = *pool[i];
+      if (thread.state == State::kWaiting && thread.ready(thread.object, thread.argument)) {
+        thread.state = State::kRunnable;
+      }
       if (thread.state != State::kRunnable) continue;
       progress = true;
       if (warps[i / kWarpSize].rests) continue;
@@ -184,9 +207,16 @@ std::string Machine::RunBlock(size_t shared_bytes) {
       current = nullptr;
       if (!fault.empty() || !ReleaseBarrier()) break;
     }
-    if (!progress && fault.empty()) fault = Deadlock();
+    if (!progress && fault.empty() && !AdvanceBackground()) fault = Deadlock();
   }
   Acquire(&launch_tag);
+  for (const Background* b : background) {
+    const char* left = fault.empty() ? b->unfinished() : "";
+    if (*left != '\0') {
+      fault = "block (" + std::to_string(block_index.x) + ", " + std::to_string(block_index.y) +
+              ", " + std::to_string(block_index.z) + ") ends with " + left;
+    }
+  }
   for (size_t i = 0; i < kCanaryBytes && fault.empty(); ++i) {
     if (shared.get()[shared_bytes + i] != std::byte{kCanary}) {
       fault = "block (" + std::to_string(block_index.x) + ", " + std::to_string(block_index.y) +
@@ -229,6 +259,7 @@ std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<
   void* shared = nullptr;
   if (posix_memalign(&shared, 128, shared_bytes + kCanaryBytes) != 0) std::abort();
   m.shared.reset(static_cast<std::byte*>(shared));
+  m.shared_bytes = shared_bytes;
   ++m.launches;
 
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
@@ -240,7 +271,7 @@ std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<
     m.block_index =
         Dim3(static_cast<unsigned int>(i % grid.x), static_cast<unsigned int>(i / grid.x % grid.y),
              static_cast<unsigned int>(i / grid.x / grid.y));
-    std::string fault = m.RunBlock(shared_bytes);
+    std::string fault = m.RunBlock();
     if (!fault.empty()) {
       m.pool.clear();  // with whatever is left on their stacks
       return fault;
@@ -254,6 +285,39 @@ const Dim3& BlockIndex() { return m.block_index; }
 const Dim3& BlockSize() { return m.block; }
 const Dim3& GridSize() { return m.grid; }
 std::byte* SharedMemory() { return m.shared.get(); }
+size_t SharedBytes() { return m.shared_bytes; }
+unsigned int ThreadNumber() { return m.current->id; }
+
+void AddBackground(const Background* background) {
+  if (std::find(m.background.begin(), m.background.end(), background) != m.background.end()) return;
+  m.background.push_back(background);
+  background->reset();
+}
+
+uint64_t OpenChoice() {
+  switch (m.schedule.order) {
+    case Order::kForward:
+      return 0;
+    case Order::kReversed:
+      return ~uint64_t{0};
+    case Order::kSeeded:
+      break;
+  }
+  return m.rng();
+}
+
+void WaitUntil(bool (*ready)(const void* object, uint32_t argument), const void* object,
+               uint32_t argument, const char* what, const Place& where) {
+  if (ready(object, argument)) return;
+  Thread* self = m.current;
+  self->ready = ready;
+  self->object = object;
+  self->argument = argument;
+  self->what = what;
+  self->where = where;
+  self->state = State::kWaiting;
+  self->fiber.Suspend();
+}
 
 void Fault(const char* message, const Place* other, const Place& where) {
   // The fiber is abandoned: nothing on its stack may own memory.

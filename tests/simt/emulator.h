@@ -7,7 +7,8 @@
 // exit before a barrier, wrong mask, write past shared memory) ends the launch with a message that
 // names file and line.
 //
-// Not modelled: bank conflicts, memory ordering, alignment rules of matrix loads.
+// Not modelled: bank conflicts, memory ordering, alignment rules of matrix loads. What Hopper adds
+// is in async.h and warpgroup.h.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +45,7 @@ void SetSchedule(const Schedule& schedule);
 
 inline constexpr int kWarpSize = 32;
 inline constexpr uint32_t kFullMask = 0xffffffffu;
+inline constexpr uint8_t kPoison = 0xff;  // NaN in fp32, fp16 and bf16
 
 // Runs body() once for every thread of every block. Empty, or what went wrong.
 // Block sizes are multiples of 32, at most 1024.
@@ -58,6 +60,8 @@ const Dim3& BlockIndex();
 const Dim3& BlockSize();
 const Dim3& GridSize();
 std::byte* SharedMemory();
+size_t SharedBytes();
+unsigned int ThreadNumber();  // in the block
 
 // Waits for every thread of the block.
 void SyncThreads(const Place& where);
@@ -77,6 +81,24 @@ void WarpOperation(uint32_t mask, const void* in, void* out, void (*compute)(War
 void CopyAsync(void* shared, const void* global, size_t size_bytes, size_t source_bytes);
 void CopyAsyncCommit();
 void CopyAsyncWait(int pending_groups);
+
+// Lets others run until ready(object, argument), which changes nothing. `what` is named when that
+// never comes.
+void WaitUntil(bool (*ready)(const void* object, uint32_t argument), const void* object,
+               uint32_t argument, const char* what, const Place& where);
+
+// What goes on beside the threads of a block.
+struct Background {
+  void (*reset)();                   // before a block
+  bool (*advance)(uint64_t choice);  // ends one thing that is under way; false where there is none
+  const char* (*unfinished)();       // what must not be left at the block's end; empty for nothing
+};
+// Adds it, once, for this block and all that follow. When no thread can go on, and in seeded orders
+// also before, it may advance.
+void AddBackground(const Background* background);
+// For a choice that the order leaves open: 0 in forward order, the greatest number in reversed, a
+// random one in seeded order.
+uint64_t OpenChoice();
 
 // Ends the launch with this message, then the place `other` when there is one, then `where`.
 [[noreturn]] void Fault(const char* message, const Place* other, const Place& where);

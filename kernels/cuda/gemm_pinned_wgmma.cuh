@@ -1,0 +1,268 @@
+// PINNED matrix products of many tokens in the manner of Hopper: copies of boxes into a pipeline of
+// stages by one thread, products of whole warpgroups over them.
+//
+// The arithmetic is that of gemm_pinned.cuh: an output's shard is one accumulator from +0 that
+// takes instructions of 16 columns in ascending k, and shards join by the tree's top. Whether a
+// wgmma sums its 16 products as an mma.sync does is the device's affair: this form may only be used
+// where the two were seen to give equal bits (pinned_gemm_form.h).
+//
+// A tile is 128 tokens × kColumns outputs. Tokens are the instruction's rows: two warpgroups have
+// 64 each, and every one of them all outputs. A stage holds 64 columns of k. Of the tree's pending
+// sums the first stays in registers; the second, which only a fourth shard needs, too where there
+// is room, else in shared memory.
+#pragma once
+
+#include "kernels/cuda/device_sm90.cuh"
+#include "kernels/cuda/gemm_epilogue.cuh"
+#include "kernels/cuda/packed_part.h"
+#include "kernels/cuda/tree_nodes.h"
+
+namespace verbatim::kernels::cuda::gemm_pinned_wgmma {
+
+inline constexpr int kTokens = 128;       // of a tile
+inline constexpr int kGroupTokens = 64;   // of a warpgroup
+inline constexpr int kStageColumns = 64;  // of k
+inline constexpr int kStageRowBytes = 2 * kStageColumns;
+inline constexpr int kSteps = kStageColumns / 16;
+inline constexpr int kWarpgroupThreads = 128;
+inline constexpr int kConsumers = kTokens / kGroupTokens;
+inline constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+// Tiles that run at the same time share as few rows of weights and tokens as possible: up to so
+// many tiles of tokens take turns before the next outputs.
+inline constexpr int kRasterTokenTiles = 16;
+
+// How a tile of kColumns outputs lies in shared memory: from a multiple of 1024 on the stages, each
+// tokens then weights; pending sums; the stages' barriers.
+template <int kColumns>
+struct Layout {
+  static constexpr int kSums = kColumns / 2;  // a thread's accumulators
+  static constexpr bool kPendingShared = kColumns > 128;
+  static constexpr int kStages = kColumns <= 128 ? 6 : 3;
+  static constexpr int kTokenBytes = kTokens * kStageRowBytes;
+  static constexpr int kStageBytes = kTokenBytes + kColumns * kStageRowBytes;
+  static constexpr int kPendingAt = kStages * kStageBytes;
+  static constexpr int kPendingBytes = kPendingShared ? kTokens * kColumns * 4 : 0;
+  static constexpr int kBarriersAt = kPendingAt + kPendingBytes;
+  static constexpr int kAlignment = 1024;
+  static constexpr size_t kBytes = kAlignment + kBarriersAt + 2 * kStages * 8;
+  static_assert(kBytes <= (227 << 10));
+};
+
+struct Product {
+  int64_t rows, tokens, cols;
+  int64_t first_row;  // in the whole matrix
+  Epilogue epilogue;
+  bool pairs;       // two neighbouring outputs can be stored together
+  float* partials;  // [shards][tokens][rows]: shards are items of their own; null: joined here
+  uint32_t* stuck;  // host memory: set when a barrier's phase never ended
+  int shards, depth;
+  int token_tiles, output_tiles;
+
+  __device__ __forceinline__ int items() const {
+    return token_tiles * output_tiles * (partials != nullptr ? shards : 1);
+  }
+};
+
+// What a block computes at a time.
+struct Item {
+  int token_tile, output_tile;
+  int first_shard, last_shard;
+};
+__device__ __forceinline__ Item ItemAt(const Product& product, int index) {
+  const int tiles = product.token_tiles * product.output_tiles;
+  Item item;
+  item.first_shard = product.partials != nullptr ? index / tiles : 0;
+  item.last_shard = product.partials != nullptr ? item.first_shard + 1 : product.shards;
+  const int tile = index % tiles;
+  const int first = tile / (kRasterTokenTiles * product.output_tiles) * kRasterTokenTiles;
+  const int left = product.token_tiles - first;
+  const int together = left < kRasterTokenTiles ? left : kRasterTokenTiles;
+  const int in_raster = tile - first * product.output_tiles;
+  item.token_tile = first + in_raster % together;
+  item.output_tile = in_raster / together;
+  return item;
+}
+
+// Stages of the columns before shard `shard`: chunks are whole stages, but for the matrix's end.
+__device__ __forceinline__ int StagesBefore(const Product& product, int shard) {
+  constexpr int kChunkStages = numerics::kChunkLength / kStageColumns;
+  const int64_t chunks = numerics::ChunkCount(product.cols);
+  const int64_t end = (product.cols + kStageColumns - 1) / kStageColumns;
+  const int64_t stages =
+      shard == product.shards ? end : ShardAt(shard, chunks, product.depth).first * kChunkStages;
+  return static_cast<int>(stages);
+}
+
+// A place in the ring of stages, and the parity of its barriers' phase.
+template <int kStages>
+struct Place {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Advance() {
+    if (++slot == kStages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ void WaitOrTrap(uint64_t* barrier, uint32_t parity, uint32_t* stuck) {
+  if (WaitForPhase(barrier, parity)) return;
+  StoreForHost(stuck, 1);
+  Trap();
+}
+
+// Fills stages as they become free, for all items of the block; one thread.
+template <int kColumns>
+__device__ __forceinline__ void Produce(const TensorMap& tokens, const TensorMap& weights,
+                                        const Product& product, unsigned char* stages,
+                                        uint64_t* full, uint64_t* empty) {
+  using L = Layout<kColumns>;
+  const int items = product.items();
+  Place<L::kStages> place;
+  for (int index = static_cast<int>(blockIdx.x); index < items;
+       index += static_cast<int>(gridDim.x)) {
+    const Item item = ItemAt(product, index);
+    const int end = StagesBefore(product, item.last_shard);
+    for (int stage = StagesBefore(product, item.first_shard); stage < end; ++stage) {
+      WaitOrTrap(&empty[place.slot], place.parity ^ 1, product.stuck);
+      unsigned char* to = stages + place.slot * L::kStageBytes;
+      ArriveAndExpect(&full[place.slot], L::kStageBytes);
+      LoadBox(to, tokens, stage * kStageColumns, item.token_tile * kTokens, &full[place.slot]);
+      LoadBox(to + L::kTokenBytes, weights, stage * kStageColumns, item.output_tile * kColumns,
+              &full[place.slot]);
+      place.Advance();
+    }
+  }
+}
+
+// The sums of one shard: `stages` stages from the place on.
+template <int kColumns>
+__device__ __forceinline__ void SumShard(int stages, int group, int lane,
+                                         const unsigned char* bytes, uint64_t* full,
+                                         uint64_t* empty, uint32_t* stuck,
+                                         Place<Layout<kColumns>::kStages>& place,
+                                         float (&sums)[kColumns / 2]) {
+  using L = Layout<kColumns>;
+#pragma unroll
+  for (int i = 0; i < L::kSums; ++i) sums[i] = 0.0f;
+  int before = -1;  // the slot whose products are under way
+  for (int stage = 0; stage < stages; ++stage) {
+    WaitOrTrap(&full[place.slot], place.parity, stuck);
+    const unsigned char* from = bytes + place.slot * L::kStageBytes;
+    const unsigned char* own = from + group * kGroupTokens * kStageRowBytes;
+    WgmmaFence(sums);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      WgmmaBf16<kColumns>(sums, SharedMatrix(own, step), SharedMatrix(from + L::kTokenBytes, step));
+    }
+    WgmmaCommit();
+    WgmmaWait<1>();  // the products of the stage before are done
+    if (before >= 0 && lane == 0) Arrive(&empty[before]);
+    before = place.slot;
+    place.Advance();
+  }
+  WgmmaWaitForAll(sums);
+  if (lane == 0) Arrive(&empty[before]);
+}
+
+// As Epilogue::Store, of two neighbouring columns whose places are multiples of 8 bytes.
+__device__ __forceinline__ void StorePair(const Epilogue& epilogue, int64_t token, int64_t column,
+                                          float first, float second) {
+  if (epilogue.bias != nullptr) {
+    first = first + epilogue.bias[column];
+    second = second + epilogue.bias[column + 1];
+  }
+  const int64_t at = token * epilogue.y_stride + column;
+  if (epilogue.residual != nullptr) {
+    const float2 before = *reinterpret_cast<const float2*>(epilogue.residual + at);
+    first = before.x + first;
+    second = before.y + second;
+  }
+  if (epilogue.round) {
+    first = numerics::RoundToBf16(first);
+    second = numerics::RoundToBf16(second);
+  }
+  *reinterpret_cast<float2*>(epilogue.y + at) = float2{first, second};
+}
+
+// Multiplies what Produce brings, for all items of the block: warpgroup `group` of kConsumers.
+template <int kColumns>
+__device__ __forceinline__ void Consume(const Product& product, int group, unsigned char* bytes,
+                                        uint64_t* full, uint64_t* empty) {
+  using L = Layout<kColumns>;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
+  const int lane = thread % kWarpSize, warp = thread / kWarpSize;
+  // [L::kSums][kConsumers * kWarpgroupThreads], a thread's own.
+  float* pending =
+      reinterpret_cast<float*>(bytes + L::kPendingAt) + group * kWarpgroupThreads + thread;
+  constexpr int kPitch = kConsumers * kWarpgroupThreads;
+  const int items = product.items();
+  Place<L::kStages> place;
+  for (int index = static_cast<int>(blockIdx.x); index < items;
+       index += static_cast<int>(gridDim.x)) {
+    const Item item = ItemAt(product, index);
+    const int shards = item.last_shard - item.first_shard;
+    float sums[L::kSums], left[L::kSums] = {};
+    [[maybe_unused]] float third[L::kPendingShared ? 1 : L::kSums] = {};
+    // ((0 + 1) + (2 + 3)), or what there is of it.
+    static_assert(kMaxShards == 4);
+    for (int shard = 0; shard < shards; ++shard) {
+      const int first = StagesBefore(product, item.first_shard + shard);
+      const int stages = StagesBefore(product, item.first_shard + shard + 1) - first;
+      SumShard<kColumns>(stages, group, lane, bytes, full, empty, product.stuck, place, sums);
+      if (shard == 2 && shards == 4) {
+#pragma unroll
+        for (int i = 0; i < L::kSums; ++i) {
+          if constexpr (L::kPendingShared) {
+            pending[i * kPitch] = sums[i];
+          } else {
+            third[i] = sums[i];
+          }
+        }
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < L::kSums; ++i) {
+        float sum = sums[i];
+        if (shard == 3) {
+          if constexpr (L::kPendingShared) {
+            sum = pending[i * kPitch] + sum;
+          } else {
+            sum = third[i] + sum;
+          }
+        }
+        left[i] = shard == 0 ? sum : left[i] + sum;
+      }
+    }
+    const int64_t first_token = static_cast<int64_t>(item.token_tile) * kTokens +
+                                group * kGroupTokens + warp * 16 + lane / 4;
+    const int64_t first_row = static_cast<int64_t>(item.output_tile) * kColumns + 2 * (lane % 4);
+    Epilogue epilogue = product.epilogue;
+    int64_t column = product.first_row + first_row;
+    if (product.partials != nullptr) {
+      float* partials = product.partials + item.first_shard * product.tokens * product.rows;
+      epilogue = {partials, product.rows, nullptr, nullptr, false};
+      column = first_row;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t token = first_token + 8 * h;
+      if (token >= product.tokens) continue;
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j) {
+        const int64_t row = first_row + 8 * j;
+        if (row >= product.rows) continue;
+        const float first = left[4 * j + 2 * h], second = left[4 * j + 2 * h + 1];
+        if (product.pairs && row + 1 < product.rows) {
+          StorePair(epilogue, token, column + 8 * j, first, second);
+        } else {
+          epilogue.Store(token, column + 8 * j, first);
+          if (row + 1 < product.rows) epilogue.Store(token, column + 8 * j + 1, second);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace verbatim::kernels::cuda::gemm_pinned_wgmma
