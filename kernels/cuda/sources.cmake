@@ -29,6 +29,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   cuda_sampler.cc
   device_memory.cc
   expert_tables.cc
+  pinned_gemm_form.cc
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS

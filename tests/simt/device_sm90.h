@@ -70,13 +70,17 @@ template <int kCount>
 void WgmmaWaitForAll(float (&)[kCount], VERBATIM_HERE) {
   simt::ProductWait(0, where);
 }
-// Products are exact and added in ascending k, each sum rounded to fp32, as by MmaBf16.
+// Products are exact and added in ascending k, each sum rounded to fp32, as by MmaBf16, unless a
+// test wants another device.
 template <int kColumns>
 void WgmmaBf16(float (&d)[kColumns / 2], uint64_t a, uint64_t b, VERBATIM_HERE) {
   simt::ProductAsync(
       d, kColumns, a, b,
       [](float sum, const uint16_t* a, const uint16_t* b) {
-        for (int k = 0; k < 16; ++k) sum += emulated::WidenBf16(a[k]) * emulated::WidenBf16(b[k]);
+        const int flip = simt::ProductsDescend() ? 15 : 0;
+        for (int k = 0; k < 16; ++k) {
+          sum += emulated::WidenBf16(a[k ^ flip]) * emulated::WidenBf16(b[k ^ flip]);
+        }
         return sum;
       },
       where);

@@ -202,7 +202,12 @@ void Wait(WarpLanes& lanes) {
   warp.fenced = false;
 }
 
+bool descending_products = false;
+
 }  // namespace
+
+void SumProductsDescending(bool descending) { descending_products = descending; }
+bool ProductsDescend() { return descending_products; }
 
 void ProductFence(const Place& where) {
   WarpOperation(

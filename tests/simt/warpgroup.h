@@ -28,4 +28,9 @@ void ProductCommit(const Place& where);
 // Waits until at most so many of the committed groups are under way.
 void ProductWait(int pending_groups, const Place& where);
 
+// In which order an instruction adds its products. Descending makes a device whose warpgroups sum
+// otherwise than its warps.
+void SumProductsDescending(bool descending);
+bool ProductsDescend();
+
 }  // namespace simt
