@@ -94,8 +94,8 @@ int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
     product.pairs = part.rows % 2 == 0 && IsPair(args.partials);
     items *= shards;
   } else {
-    product.pairs = args.y_stride % 2 == 0 && part.first_row % 2 == 0 && IsPair(args.y) &&
-                    (args.residual == nullptr || IsPair(args.residual));
+    product.pairs = part.rows % 2 == 0 && args.y_stride % 2 == 0 && part.first_row % 2 == 0 &&
+                    IsPair(args.y) && (args.residual == nullptr || IsPair(args.residual));
   }
   const int blocks = items < args.multiprocessors ? items : args.multiprocessors;
   error = Launch(WgmmaKernel<kColumns>,

@@ -52,7 +52,7 @@ struct Product {
   int64_t rows, tokens, cols;
   int64_t first_row;  // in the whole matrix
   Epilogue epilogue;
-  bool pairs;       // two neighbouring outputs can be stored together
+  bool pairs;       // rows are even, and two neighbouring outputs lie at a multiple of 8 bytes
   float* partials;  // [shards][tokens][rows]: shards are items of their own; null: joined here
   uint32_t* stuck;  // host memory: set when a barrier's phase never ended
   int shards, depth;
@@ -166,24 +166,73 @@ __device__ __forceinline__ void SumShard(int stages, int group, int lane,
   if (lane == 0) Arrive(&empty[before]);
 }
 
-// As Epilogue::Store, of two neighbouring columns whose places are multiples of 8 bytes.
-__device__ __forceinline__ void StorePair(const Epilogue& epilogue, int64_t token, int64_t column,
-                                          float first, float second) {
-  if (epilogue.bias != nullptr) {
-    first = first + epilogue.bias[column];
-    second = second + epilogue.bias[column + 1];
+// Two neighbouring values from `at`, the second only if it exists.
+template <bool kPairs>
+__device__ __forceinline__ float2 LoadPair(const float* at, bool both) {
+  if constexpr (kPairs) return *reinterpret_cast<const float2*>(at);
+  return float2{at[0], both ? at[1] : 0.0f};
+}
+
+// What Epilogue::Store does with the sums of a tile. Everything that a token's outputs need is read
+// before the first of them is written, so that reads need not wait for one another.
+template <bool kPairs, int kColumns>
+__device__ __forceinline__ void StoreTile(const Epilogue& epilogue, int64_t first_column,
+                                          int64_t tokens, int64_t rows, int64_t first_token,
+                                          int64_t first_row, float (&sums)[kColumns / 2]) {
+  constexpr int kCount = kColumns / 8;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int64_t token = first_token + 8 * h;
+    if (token >= tokens) continue;
+    const auto exists = [&](int j) { return first_row + 8 * j < rows; };
+    const auto both = [&](int j) { return kPairs || first_row + 8 * j + 1 < rows; };
+    const int64_t column = first_column + first_row, at = token * epilogue.y_stride + column;
+    if (epilogue.bias != nullptr) {
+      float2 bias[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        bias[j] = float2{0.0f, 0.0f};
+        if (exists(j)) bias[j] = LoadPair<false>(epilogue.bias + column + 8 * j, both(j));
+      }
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        sums[4 * j + 2 * h] = sums[4 * j + 2 * h] + bias[j].x;
+        sums[4 * j + 2 * h + 1] = sums[4 * j + 2 * h + 1] + bias[j].y;
+      }
+    }
+    if (epilogue.residual != nullptr) {
+      float2 before[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        before[j] = float2{0.0f, 0.0f};
+        if (exists(j)) before[j] = LoadPair<kPairs>(epilogue.residual + at + 8 * j, both(j));
+      }
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        sums[4 * j + 2 * h] = before[j].x + sums[4 * j + 2 * h];
+        sums[4 * j + 2 * h + 1] = before[j].y + sums[4 * j + 2 * h + 1];
+      }
+    }
+    if (epilogue.round) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        sums[4 * j + 2 * h] = numerics::RoundToBf16(sums[4 * j + 2 * h]);
+        sums[4 * j + 2 * h + 1] = numerics::RoundToBf16(sums[4 * j + 2 * h + 1]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (!exists(j)) continue;
+      const float2 sum{sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]};
+      float* to = epilogue.y + at + 8 * j;
+      if constexpr (kPairs) {
+        *reinterpret_cast<float2*>(to) = sum;
+      } else {
+        to[0] = sum.x;
+        if (both(j)) to[1] = sum.y;
+      }
+    }
   }
-  const int64_t at = token * epilogue.y_stride + column;
-  if (epilogue.residual != nullptr) {
-    const float2 before = *reinterpret_cast<const float2*>(epilogue.residual + at);
-    first = before.x + first;
-    second = before.y + second;
-  }
-  if (epilogue.round) {
-    first = numerics::RoundToBf16(first);
-    second = numerics::RoundToBf16(second);
-  }
-  *reinterpret_cast<float2*>(epilogue.y + at) = float2{first, second};
 }
 
 // Multiplies what Produce brings, for all items of the block: warpgroup `group` of kConsumers.
@@ -239,28 +288,18 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
                                 group * kGroupTokens + warp * 16 + lane / 4;
     const int64_t first_row = static_cast<int64_t>(item.output_tile) * kColumns + 2 * (lane % 4);
     Epilogue epilogue = product.epilogue;
-    int64_t column = product.first_row + first_row;
+    int64_t first_column = product.first_row;
     if (product.partials != nullptr) {
       float* partials = product.partials + item.first_shard * product.tokens * product.rows;
       epilogue = {partials, product.rows, nullptr, nullptr, false};
-      column = first_row;
+      first_column = 0;
     }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t token = first_token + 8 * h;
-      if (token >= product.tokens) continue;
-#pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j) {
-        const int64_t row = first_row + 8 * j;
-        if (row >= product.rows) continue;
-        const float first = left[4 * j + 2 * h], second = left[4 * j + 2 * h + 1];
-        if (product.pairs && row + 1 < product.rows) {
-          StorePair(epilogue, token, column + 8 * j, first, second);
-        } else {
-          epilogue.Store(token, column + 8 * j, first);
-          if (row + 1 < product.rows) epilogue.Store(token, column + 8 * j + 1, second);
-        }
-      }
+    if (product.pairs) {
+      StoreTile<true, kColumns>(epilogue, first_column, product.tokens, product.rows, first_token,
+                                first_row, left);
+    } else {
+      StoreTile<false, kColumns>(epilogue, first_column, product.tokens, product.rows, first_token,
+                                 first_row, left);
     }
   }
 }

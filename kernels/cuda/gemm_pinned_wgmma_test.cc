@@ -160,12 +160,12 @@ TEST_F(GemmPinnedWgmmaTest, TilesThatAreNotFull) {
 
 // Blocks with many tiles, one, and none but their shard of one.
 TEST_F(GemmPinnedWgmmaTest, HoweverManyMultiprocessors) {
-  for (int multiprocessors : {1, 2, 5, 100}) {
-    if (test_device::Slow() && multiprocessors != 2) continue;
+  for (int multiprocessors : {1, 5, 100}) {
+    if (test_device::Slow() && multiprocessors != 5) continue;
     for (bool partials : {false, true}) {
-      ExpectEqualForms({.rows = 300,
-                        .cols = 576,
-                        .tokens = 140,
+      ExpectEqualForms({.rows = 200,
+                        .cols = 448,
+                        .tokens = 130,
                         .multiprocessors = multiprocessors,
                         .partials = partials,
                         .bias = true});
@@ -189,7 +189,7 @@ TEST_F(GemmPinnedWgmmaTest, WhatBecomesOfSums) {
     for (bool round : {false, true}) {
       for (int64_t padding : {0, 1, 6}) {
         if (test_device::Slow() && padding != 1) continue;
-        ExpectEqualForms({.rows = 61,
+        ExpectEqualForms({.rows = 61 + (padding + 1) / 6,
                           .cols = 256,
                           .tokens = 20,
                           .residual = residual,

@@ -81,7 +81,13 @@ const Background kCopies = {
           Deliver(copy);
           return true;
         },
-    .unfinished = [] { return TheState().copies.empty() ? "" : "copies of boxes under way"; },
+    .unfinished = []() -> const char* {
+      if (!TheState().copies.empty()) return "copies of boxes under way";
+      for (const auto& [at, barrier] : TheState().barriers) {
+        if (barrier.bytes != 0) return "a barrier whose bytes were not those that it expected";
+      }
+      return "";
+    },
 };
 
 Barrier& BarrierAt(const void* barrier, const Place& where) {
