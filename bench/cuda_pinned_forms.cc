@@ -33,9 +33,13 @@ constexpr size_t kPartialBytes = size_t{64} << 20;
 
 struct Form {
   const char* name;
-  int tile_columns;  // 0: mma.sync
+  cuda::WgmmaTiles tiles;  // of no columns: mma.sync
 };
-constexpr Form kForms[] = {{"mma", 0}, {"wgmma_128", 128}, {"wgmma_192", 192}};
+constexpr Form kForms[] = {{"mma", {0, 0}},
+                           {"wgmma_128x1", {128, 1}},
+                           {"wgmma_192x1", {192, 1}},
+                           {"wgmma_128x2", {128, 2}},
+                           {"wgmma_192x2", {192, 2}}};
 
 }  // namespace
 
@@ -69,12 +73,12 @@ json BenchPinnedForms(Backend& backend, const cuda::runtime::DeviceInfo& device)
       json row = {{"shape", shape.name}, {"n", shape.n}, {"k", shape.k}, {"tokens", tokens}};
       std::vector<uint32_t> expected;
       for (const Form& form : kForms) {
-        if (form.tile_columns != 0 && device.major != 9) continue;
+        if (form.tiles.columns != 0 && device.major != 9) continue;
         const auto launch = [&](int) {
           const int error =
-              form.tile_columns == 0
+              form.tiles.columns == 0
                   ? cuda::LaunchGemmPinned(args, stream)
-                  : cuda::LaunchGemmPinnedWgmma(args, form.tile_columns,
+                  : cuda::LaunchGemmPinnedWgmma(args, form.tiles,
                                                 static_cast<uint32_t*>(stuck->data()), stream);
           Check(cuda::runtime::LaunchStatus(form.name, error), "product");
         };
@@ -83,7 +87,7 @@ json BenchPinnedForms(Backend& backend, const cuda::runtime::DeviceInfo& device)
         row[form.name] = {{"us", seconds * 1e6}, {"tflops", flops / seconds * 1e-12}};
         std::vector<uint32_t> bits(static_cast<size_t>(std::min(kCompared, tokens * shape.n)));
         Check(backend.CopyToHost(bits.data(), y->data(), bits.size() * sizeof(float)), "copy");
-        if (form.tile_columns == 0) {
+        if (form.tiles.columns == 0) {
           expected = bits;
         } else {
           row[form.name]["equal_bits"] = bits == expected;

@@ -114,6 +114,43 @@ __device__ __forceinline__ void LoadBox(void* shared, const TensorMap& map, int 
       : "memory");
 }
 
+// The same, in every block of the cluster whose bit is set in `ranks`: to the same place, for the
+// same barrier.
+__device__ __forceinline__ void LoadBoxForAll(void* shared, const TensorMap& map, int column,
+                                              int row, uint64_t* barrier, uint32_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(SharedAddress(barrier)), "r"(column), "r"(row),
+      "h"(static_cast<uint16_t>(ranks))
+      : "memory");
+}
+
+// This block's place in its cluster.
+__device__ __forceinline__ uint32_t ClusterRank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Waits for every thread of the cluster.
+__device__ __forceinline__ void SyncCluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+// Arrives at the barrier that lies at the same place in another block of the cluster, or this one.
+__device__ __forceinline__ void ArriveAtRank(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(SharedAddress(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // A store that the host sees even when the kernel ends in a trap.
 __device__ __forceinline__ void StoreForHost(uint32_t* address, uint32_t value) {
   *reinterpret_cast<volatile uint32_t*>(address) = value;

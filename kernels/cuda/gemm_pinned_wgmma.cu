@@ -8,13 +8,22 @@ namespace {
 using namespace gemm_pinned_wgmma;
 
 // Registers of a thread: at launch 65536 / kThreads, rounded down; then shared out anew.
-constexpr int kProducerRegisters = 24;
-constexpr int kConsumerRegisters = 240;
+constexpr int kProducerRegisters = 40;
+constexpr int kConsumerRegisters = 232;
 static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * kWarpgroupThreads <= 65536);
+
+template <int kCluster>
+__device__ __forceinline__ void SyncBlocks() {
+  if constexpr (kCluster == 1) {
+    SyncThreads();
+  } else {
+    SyncCluster();
+  }
+}
 
 // The last warpgroup's first thread brings what the others multiply. Where the target is not sm_90a
 // there is no such kernel: a trap.
-template <int kColumns>
+template <int kColumns, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     WgmmaKernel(const __grid_constant__ TensorMap tokens, const __grid_constant__ TensorMap weights,
                 const __grid_constant__ Product product) {
@@ -28,22 +37,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < L::kStages; ++i) {
       InitBarrier(&full[i], 1);
-      InitBarrier(&empty[i], kConsumers * kWarpgroupThreads / kWarpSize);
+      InitBarrier(&empty[i], kCluster * kConsumers * kWarpgroupThreads / kWarpSize);
     }
     FenceAsyncProxy();
   }
-  SyncThreads();
+  SyncBlocks<kCluster>();
   const int group = static_cast<int>(threadIdx.x) / kWarpgroupThreads;
   if (group == kConsumers) {
     FewerRegisters<kProducerRegisters>();
     if (threadIdx.x % kWarpgroupThreads == 0) {
       PrefetchMap(tokens);
       PrefetchMap(weights);
-      Produce<kColumns>(tokens, weights, product, bytes, full, empty);
+      Produce<kColumns, kCluster>(tokens, weights, product, bytes, full, empty);
     }
+    SyncWarp();
+    if constexpr (kCluster > 1) SyncCluster();  // others use this block's memory until they end
   } else {
     MoreRegisters<kConsumerRegisters>();
-    Consume<kColumns>(product, group, bytes, full, empty);
+    Consume<kColumns, kCluster>(product, group, bytes, full, empty);
+    if constexpr (kCluster > 1) SyncCluster();
   }
 #else
   Trap();
@@ -63,7 +75,7 @@ int Blocks(int64_t count, int64_t each) { return static_cast<int>((count + each 
 
 bool IsPair(const void* address) { return reinterpret_cast<uintptr_t>(address) % 8 == 0; }
 
-template <int kColumns>
+template <int kColumns, int kCluster>
 int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
   using L = Layout<kColumns>;
   const PackedPart& part = args.part;
@@ -72,7 +84,7 @@ int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
   TensorMap tokens, weights;
   int error = MakeTensorMap(args.rounded_x, pitch, args.tokens, pitch * 2, kTokens, &tokens);
   if (error != 0) return error;
-  error = MakeTensorMap(part.quants, pitch, part.rows, pitch * 2, kColumns, &weights);
+  error = MakeTensorMap(part.quants, pitch, part.rows, pitch * 2, kColumns / kCluster, &weights);
   if (error != 0) return error;
   Product product{.rows = part.rows,
                   .tokens = args.tokens,
@@ -83,24 +95,24 @@ int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
                   .stuck = stuck,
                   .shards = shards,
                   .depth = args.shard_depth,
-                  .token_tiles = Blocks(args.tokens, kTokens),
+                  .token_groups = Blocks(args.tokens, kTokens * kCluster),
                   .output_tiles = Blocks(part.rows, kColumns)};
   // Shards get blocks of their own where tiles alone would leave multiprocessors idle.
   const size_t partial_bytes =
       static_cast<size_t>(args.tokens * part.rows) * static_cast<size_t>(shards) * sizeof(float);
-  int items = product.token_tiles * product.output_tiles;
-  if (shards > 1 && partial_bytes <= args.partial_bytes && items * 2 <= args.multiprocessors) {
+  const int clusters = args.multiprocessors > kCluster ? args.multiprocessors / kCluster : 1;
+  if (shards > 1 && partial_bytes <= args.partial_bytes && product.items() * 2 <= clusters) {
     product.partials = args.partials;
     product.pairs = part.rows % 2 == 0 && IsPair(args.partials);
-    items *= shards;
   } else {
     product.pairs = part.rows % 2 == 0 && args.y_stride % 2 == 0 && part.first_row % 2 == 0 &&
                     IsPair(args.y) && (args.residual == nullptr || IsPair(args.residual));
   }
-  const int blocks = items < args.multiprocessors ? items : args.multiprocessors;
-  error = Launch(WgmmaKernel<kColumns>,
-                 {dim3(static_cast<unsigned int>(blocks)), dim3(kThreads), L::kBytes}, stream,
-                 tokens, weights, product);
+  const int used = product.items() < clusters ? product.items() : clusters;
+  error = Launch(
+      WgmmaKernel<kColumns, kCluster>,
+      {dim3(static_cast<unsigned int>(used * kCluster)), dim3(kThreads), L::kBytes, kCluster},
+      stream, tokens, weights, product);
   if (error != 0 || product.partials == nullptr) return error;
   return LaunchJoinShards(args, shards, stream);
 }
@@ -115,10 +127,14 @@ bool WgmmaCanCompute(const PackedPart& part, int64_t tokens) {
          (tokens / kTokens + 1) * (part.rows / 128 + 1) < kMostTiles;
 }
 
-int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, int tile_columns, uint32_t* stuck,
+int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, const WgmmaTiles& tiles, uint32_t* stuck,
                           Stream stream) {
-  if (tile_columns == 128) return LaunchTiles<128>(args, stuck, stream);
-  return LaunchTiles<192>(args, stuck, stream);
+  if (tiles.cluster == 1) {
+    return tiles.columns == 128 ? LaunchTiles<128, 1>(args, stuck, stream)
+                                : LaunchTiles<192, 1>(args, stuck, stream);
+  }
+  return tiles.columns == 128 ? LaunchTiles<128, 2>(args, stuck, stream)
+                              : LaunchTiles<192, 2>(args, stuck, stream);
 }
 
 int LaunchWgmmaProbe(uint32_t* answer, Stream stream) {

@@ -7,9 +7,10 @@
 // where the two were seen to give equal bits (pinned_gemm_form.h).
 //
 // A tile is 128 tokens × kColumns outputs. Tokens are the instruction's rows: two warpgroups have
-// 64 each, and every one of them all outputs. A stage holds 64 columns of k. Of the tree's pending
-// sums the first stays in registers; the second, which only a fourth shard needs, too where there
-// is room, else in shared memory.
+// 64 each, and both of them all outputs. A stage holds 64 columns of k. The blocks of a cluster of
+// kCluster have different tokens and the same outputs, of whose weights each brings an equal part
+// to all. Of the tree's pending sums the first stays in registers; the second, which only a fourth
+// shard needs, too where there is room, else in shared memory.
 #pragma once
 
 #include "kernels/cuda/device_sm90.cuh"
@@ -56,29 +57,32 @@ struct Product {
   float* partials;  // [shards][tokens][rows]: shards are items of their own; null: joined here
   uint32_t* stuck;  // host memory: set when a barrier's phase never ended
   int shards, depth;
-  int token_tiles, output_tiles;
+  int token_groups;  // of as many tiles as a cluster has blocks
+  int output_tiles;
 
-  __device__ __forceinline__ int items() const {
-    return token_tiles * output_tiles * (partials != nullptr ? shards : 1);
+  VERBATIM_HD int items() const {
+    return token_groups * output_tiles * (partials != nullptr ? shards : 1);
   }
 };
 
-// What a block computes at a time.
+// What a cluster computes at a time.
 struct Item {
-  int token_tile, output_tile;
+  int token_group, output_tile;
   int first_shard, last_shard;
 };
+template <int kCluster>
 __device__ __forceinline__ Item ItemAt(const Product& product, int index) {
-  const int tiles = product.token_tiles * product.output_tiles;
+  constexpr int kRasterGroups = kRasterTokenTiles / kCluster;
+  const int tiles = product.token_groups * product.output_tiles;
   Item item;
   item.first_shard = product.partials != nullptr ? index / tiles : 0;
   item.last_shard = product.partials != nullptr ? item.first_shard + 1 : product.shards;
   const int tile = index % tiles;
-  const int first = tile / (kRasterTokenTiles * product.output_tiles) * kRasterTokenTiles;
-  const int left = product.token_tiles - first;
-  const int together = left < kRasterTokenTiles ? left : kRasterTokenTiles;
+  const int first = tile / (kRasterGroups * product.output_tiles) * kRasterGroups;
+  const int left = product.token_groups - first;
+  const int together = left < kRasterGroups ? left : kRasterGroups;
   const int in_raster = tile - first * product.output_tiles;
-  item.token_tile = first + in_raster % together;
+  item.token_group = first + in_raster % together;
   item.output_tile = in_raster / together;
   return item;
 }
@@ -112,32 +116,51 @@ __device__ __forceinline__ void WaitOrTrap(uint64_t* barrier, uint32_t parity, u
   Trap();
 }
 
+// What a warp says when nothing of it reads the stage any more: to every block that fills it.
+template <int kCluster>
+__device__ __forceinline__ void Free(uint64_t* empty, int lane) {
+  if constexpr (kCluster == 1) {
+    if (lane == 0) Arrive(empty);
+  } else {
+    if (lane < kCluster) ArriveAtRank(empty, static_cast<uint32_t>(lane));
+  }
+}
+
 // Fills stages as they become free, for all items of the block; one thread.
-template <int kColumns>
+template <int kColumns, int kCluster>
 __device__ __forceinline__ void Produce(const TensorMap& tokens, const TensorMap& weights,
                                         const Product& product, unsigned char* stages,
                                         uint64_t* full, uint64_t* empty) {
   using L = Layout<kColumns>;
+  constexpr int kPart = kColumns / kCluster;
+  const int rank = kCluster > 1 ? static_cast<int>(ClusterRank()) : 0;
   const int items = product.items();
   Place<L::kStages> place;
-  for (int index = static_cast<int>(blockIdx.x); index < items;
-       index += static_cast<int>(gridDim.x)) {
-    const Item item = ItemAt(product, index);
+  for (int index = static_cast<int>(blockIdx.x) / kCluster; index < items;
+       index += static_cast<int>(gridDim.x) / kCluster) {
+    const Item item = ItemAt<kCluster>(product, index);
+    const int first_token = (item.token_group * kCluster + rank) * kTokens;
     const int end = StagesBefore(product, item.last_shard);
     for (int stage = StagesBefore(product, item.first_shard); stage < end; ++stage) {
       WaitOrTrap(&empty[place.slot], place.parity ^ 1, product.stuck);
       unsigned char* to = stages + place.slot * L::kStageBytes;
       ArriveAndExpect(&full[place.slot], L::kStageBytes);
-      LoadBox(to, tokens, stage * kStageColumns, item.token_tile * kTokens, &full[place.slot]);
-      LoadBox(to + L::kTokenBytes, weights, stage * kStageColumns, item.output_tile * kColumns,
-              &full[place.slot]);
+      LoadBox(to, tokens, stage * kStageColumns, first_token, &full[place.slot]);
+      unsigned char* part = to + L::kTokenBytes + rank * kPart * kStageRowBytes;
+      const int first_row = item.output_tile * kColumns + rank * kPart;
+      if constexpr (kCluster == 1) {
+        LoadBox(part, weights, stage * kStageColumns, first_row, &full[place.slot]);
+      } else {
+        LoadBoxForAll(part, weights, stage * kStageColumns, first_row, &full[place.slot],
+                      (1u << kCluster) - 1);
+      }
       place.Advance();
     }
   }
 }
 
 // The sums of one shard: `stages` stages from the place on.
-template <int kColumns>
+template <int kColumns, int kCluster>
 __device__ __forceinline__ void SumShard(int stages, int group, int lane,
                                          const unsigned char* bytes, uint64_t* full,
                                          uint64_t* empty, uint32_t* stuck,
@@ -158,12 +181,12 @@ __device__ __forceinline__ void SumShard(int stages, int group, int lane,
     }
     WgmmaCommit();
     WgmmaWait<1>();  // the products of the stage before are done
-    if (before >= 0 && lane == 0) Arrive(&empty[before]);
+    if (before >= 0) Free<kCluster>(&empty[before], lane);
     before = place.slot;
     place.Advance();
   }
   WgmmaWaitForAll(sums);
-  if (lane == 0) Arrive(&empty[before]);
+  Free<kCluster>(&empty[before], lane);
 }
 
 // Two neighbouring values from `at`, the second only if it exists.
@@ -236,7 +259,7 @@ __device__ __forceinline__ void StoreTile(const Epilogue& epilogue, int64_t firs
 }
 
 // Multiplies what Produce brings, for all items of the block: warpgroup `group` of kConsumers.
-template <int kColumns>
+template <int kColumns, int kCluster>
 __device__ __forceinline__ void Consume(const Product& product, int group, unsigned char* bytes,
                                         uint64_t* full, uint64_t* empty) {
   using L = Layout<kColumns>;
@@ -246,11 +269,12 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
   float* pending =
       reinterpret_cast<float*>(bytes + L::kPendingAt) + group * kWarpgroupThreads + thread;
   constexpr int kPitch = kConsumers * kWarpgroupThreads;
+  const int rank = kCluster > 1 ? static_cast<int>(ClusterRank()) : 0;
   const int items = product.items();
   Place<L::kStages> place;
-  for (int index = static_cast<int>(blockIdx.x); index < items;
-       index += static_cast<int>(gridDim.x)) {
-    const Item item = ItemAt(product, index);
+  for (int index = static_cast<int>(blockIdx.x) / kCluster; index < items;
+       index += static_cast<int>(gridDim.x) / kCluster) {
+    const Item item = ItemAt<kCluster>(product, index);
     const int shards = item.last_shard - item.first_shard;
     float sums[L::kSums], left[L::kSums] = {};
     [[maybe_unused]] float third[L::kPendingShared ? 1 : L::kSums] = {};
@@ -259,7 +283,8 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
     for (int shard = 0; shard < shards; ++shard) {
       const int first = StagesBefore(product, item.first_shard + shard);
       const int stages = StagesBefore(product, item.first_shard + shard + 1) - first;
-      SumShard<kColumns>(stages, group, lane, bytes, full, empty, product.stuck, place, sums);
+      SumShard<kColumns, kCluster>(stages, group, lane, bytes, full, empty, product.stuck, place,
+                                   sums);
       if (shard == 2 && shards == 4) {
 #pragma unroll
         for (int i = 0; i < L::kSums; ++i) {
@@ -284,7 +309,7 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
         left[i] = shard == 0 ? sum : left[i] + sum;
       }
     }
-    const int64_t first_token = static_cast<int64_t>(item.token_tile) * kTokens +
+    const int64_t first_token = static_cast<int64_t>(item.token_group * kCluster + rank) * kTokens +
                                 group * kGroupTokens + warp * 16 + lane / 4;
     const int64_t first_row = static_cast<int64_t>(item.output_tile) * kColumns + 2 * (lane % 4);
     Epilogue epilogue = product.epilogue;

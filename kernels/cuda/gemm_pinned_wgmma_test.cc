@@ -112,16 +112,14 @@ class GemmPinnedWgmmaTest : public BackendPairTest {
     test_device::UseSchedule(0);
     Run([&](Stream stream) { return LaunchGemmPinned(args, stream); });
     const std::vector<float> expected = arrays.Get(y, before.size());
-    for (int tile_columns : {128, 192}) {
+    for (const WgmmaTiles& tiles : kWgmmaTiles) {
       for (int s = 0; s < test_device::Schedules(); ++s) {
         const std::string name = test_device::UseSchedule(s);
         ASSERT_TRUE(cuda_->CopyToDevice(y, before.data(), before.size() * sizeof(float)).ok());
         ASSERT_TRUE(cuda_->Synchronize().ok());
-        Run([&](Stream stream) {
-          return LaunchGemmPinnedWgmma(args, tile_columns, stuck, stream);
-        });
+        Run([&](Stream stream) { return LaunchGemmPinnedWgmma(args, tiles, stuck, stream); });
         EXPECT_TRUE(SameBits(expected, arrays.Get(y, before.size())))
-            << "tiles of " << tile_columns << " outputs, " << name;
+            << "tiles of " << tiles.columns << ", clusters of " << tiles.cluster << ", " << name;
       }
     }
     EXPECT_EQ(arrays.Get(stuck, 1)[0], 0u);
@@ -227,7 +225,7 @@ TEST_F(GemmPinnedWgmmaTest, NotANumberStaysInItsRow) {
       .multiprocessors = 4};
   uint32_t* stuck = arrays.Put(std::vector<uint32_t>{0});
   ASSERT_TRUE(cuda_->Synchronize().ok());
-  Run([&](Stream stream) { return LaunchGemmPinnedWgmma(args, 128, stuck, stream); });
+  Run([&](Stream stream) { return LaunchGemmPinnedWgmma(args, {128, 2}, stuck, stream); });
   const std::vector<float> result = arrays.Get(y, tokens * rows);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t n = 0; n < rows; ++n) {

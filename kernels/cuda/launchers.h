@@ -217,9 +217,14 @@ int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
 int LaunchJoinShards(const GemmPinnedArgs& args, int shards, Stream stream);
 
 // The same product by wgmma, for devices that have it: of equal bits where its instructions sum as
-// mma.sync's do. Tiles of 128 tokens × `tile_columns` (128 or 192) outputs. `stuck` is a word of
-// host memory that is set before a trap when the kernel waited for something that never came.
-int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, int tile_columns, uint32_t* stuck,
+// mma.sync's do. `stuck` is a word of host memory that is set before a trap when the kernel waited
+// for something that never came.
+struct WgmmaTiles {
+  int columns;  // a tile is 128 tokens × 128 or 192 outputs
+  int cluster;  // 1 or 2 blocks, with different tokens, that read the same weights once
+};
+inline constexpr WgmmaTiles kWgmmaTiles[] = {{128, 1}, {192, 1}, {128, 2}, {192, 2}};
+int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, const WgmmaTiles& tiles, uint32_t* stuck,
                           Stream stream);
 // Whether it can be called for these: a function of the shapes.
 bool WgmmaCanCompute(const PackedPart& part, int64_t tokens);

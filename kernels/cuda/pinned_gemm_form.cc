@@ -11,7 +11,6 @@
 namespace verbatim::kernels::cuda {
 namespace {
 
-constexpr int kTileColumns[] = {128, 192};
 // Two tiles of tokens, the second not full.
 constexpr int64_t kCheckedTokens = 128 + 35;
 constexpr int64_t kCheckedOutputBytes = int64_t{32} << 20;
@@ -65,14 +64,19 @@ absl::StatusOr<std::unique_ptr<DeviceBuffer>> Put(const std::vector<uint16_t>& v
   return buffer;
 }
 
-// The wider tile reads fewer bytes of shared memory a product, by a ninth; the narrower one fills
-// the last round of blocks better.
-int TileColumns(const GemmPinnedArgs& args) {
-  const auto rounds = [&](int64_t columns) {
-    const int64_t tiles = ((args.tokens + 127) / 128) * ((args.part.rows + columns - 1) / columns);
-    return (tiles + args.multiprocessors - 1) / args.multiprocessors;
+// What takes turns least, counted in bytes of shared memory read. The wider tile reads fewer a
+// product, by a ninth; the narrower one may fill the last turn better. A cluster halves what
+// weights cost the second-level cache; it is left out where its last tile of tokens would be empty
+// and a large part of the work.
+WgmmaTiles TilesFor(const GemmPinnedArgs& args) {
+  const int64_t token_tiles = (args.tokens + 127) / 128;
+  const int cluster = token_tiles % 2 == 0 || token_tiles > 8 ? 2 : 1;
+  const int64_t tiles = (token_tiles + cluster - 1) / cluster * cluster;
+  const auto turns = [&](int64_t columns) {
+    const int64_t all = tiles * ((args.part.rows + columns - 1) / columns);
+    return (all + args.multiprocessors - 1) / args.multiprocessors;
   };
-  return rounds(128) * 128 * 9 < rounds(192) * 192 * 8 ? 128 : 192;
+  return {turns(128) * 128 * 9 < turns(192) * 192 * 8 ? 128 : 192, cluster};
 }
 
 }  // namespace
@@ -183,16 +187,17 @@ absl::StatusOr<std::string> PinnedGemmForm::Difference(const PackedPart& part, i
   };
   absl::Status status = fetch(LaunchGemmPinned(args, stream_), &expected);
   if (!status.ok()) return status;
-  for (int columns : kTileColumns) {
+  for (const WgmmaTiles& tiles : kWgmmaTiles) {
     // So that a tile that is not computed shows.
     status = runtime::Fill(args.y, 0xff, count * sizeof(float), stream_);
     if (!status.ok()) return status;
-    status = fetch(LaunchGemmPinnedWgmma(args, columns, stuck(), stream_), &actual);
+    status = fetch(LaunchGemmPinnedWgmma(args, tiles, stuck(), stream_), &actual);
     if (!status.ok()) return status;
     for (size_t i = 0; i < count; ++i) {
       if (expected[i] == actual[i]) continue;
-      return absl::StrCat("tiles of ", columns, ": token ", i / static_cast<size_t>(part.rows),
-                          ", output ", i % static_cast<size_t>(part.rows));
+      return absl::StrCat("tiles of ", tiles.columns, " x ", tiles.cluster, ": token ",
+                          i / static_cast<size_t>(part.rows), ", output ",
+                          i % static_cast<size_t>(part.rows));
     }
   }
   return std::string();
@@ -202,7 +207,7 @@ int PinnedGemmForm::Launch(const GemmPinnedArgs& args, Stream stream) const {
   if (!why_not_.empty() || args.tokens < kLeastTokens || !WgmmaCanCompute(args.part, args.tokens)) {
     return LaunchGemmPinned(args, stream);
   }
-  return LaunchGemmPinnedWgmma(args, TileColumns(args), stuck(), stream);
+  return LaunchGemmPinnedWgmma(args, TilesFor(args), stuck(), stream);
 }
 
 std::string PinnedGemmForm::Describe() const {

@@ -28,6 +28,7 @@ struct Barrier {
 
 struct Copy {
   std::byte* shared;
+  uint32_t address;  // of `shared`, in its block
   BoxedMatrix matrix;
   int64_t column, row;
   Barrier* barrier;
@@ -45,7 +46,7 @@ State& TheState() {
 uint32_t BoxBytes(const BoxedMatrix& matrix) { return matrix.box_rows * kBoxRowBytes; }
 
 void Deliver(const Copy& copy) {
-  const uint32_t to = SharedAddressOf(copy.shared);
+  const uint32_t to = copy.address;
   for (uint32_t i = 0; i < BoxBytes(copy.matrix); i += 2) {
     const int64_t row = copy.row + i / kBoxRowBytes, column = copy.column + i % kBoxRowBytes / 2;
     std::byte* place = copy.shared + (Swizzled(to + i) - to);
@@ -120,6 +121,12 @@ void FenceAsyncProxy() {
   for (auto& [at, barrier] : TheState().barriers) barrier.fenced = true;
 }
 
+const void* AtRank(const void* own, uint32_t rank, const Place& where) {
+  const std::byte* memory = SharedMemoryOf(rank);
+  if (memory == nullptr) Fault("no such block in the cluster", nullptr, where);
+  return memory + (static_cast<const std::byte*>(own) - SharedMemory());
+}
+
 void Arrive(const void* barrier, uint32_t expected_bytes, const Place& where) {
   Barrier& b = BarrierAt(barrier, where);
   if (b.missing == 0) Fault("more arrivals than the barrier's phase has", nullptr, where);
@@ -140,16 +147,20 @@ void WaitForPhase(const void* barrier, uint32_t parity, const Place& where) {
 }
 
 void CopyBox(void* shared, const BoxedMatrix& matrix, int64_t column, int64_t row,
-             const void* barrier, const Place& where) {
-  Barrier& b = BarrierAt(barrier, where);
-  if (!b.fenced) Fault("a copy to a barrier that no fence made known to it", nullptr, where);
+             const void* barrier, uint32_t ranks, const Place& where) {
   const uint32_t to = SharedAddressOf(shared);
   if (to % 1024 != 0) Fault("a swizzled box not at a multiple of 1024", nullptr, where);
   if (SharedMemoryAt(to + BoxBytes(matrix) - 1) == nullptr) {
     Fault("a box past shared memory", nullptr, where);
   }
-  std::memset(shared, kPoison, BoxBytes(matrix));
-  TheState().copies.push_back({static_cast<std::byte*>(shared), matrix, column, row, &b});
+  for (uint32_t rank = 0; rank < 32; ++rank) {
+    if ((ranks >> rank & 1) == 0) continue;
+    Barrier& b = BarrierAt(AtRank(barrier, rank, where), where);
+    if (!b.fenced) Fault("a copy to a barrier that no fence made known to it", nullptr, where);
+    auto* there = static_cast<std::byte*>(const_cast<void*>(AtRank(shared, rank, where)));
+    std::memset(there, kPoison, BoxBytes(matrix));
+    TheState().copies.push_back({there, to, matrix, column, row, &b});
+  }
 }
 
 }  // namespace simt

@@ -22,6 +22,8 @@ const std::byte* SharedMemoryAt(uint32_t address);
 
 // A phase of the barrier is over when `arrivals` have come and as many bytes as were expected.
 void InitBarrier(const void* barrier, uint32_t arrivals, const Place& where);
+// What lies at the place of `own`, of this block's shared memory, in another block of the cluster.
+const void* AtRank(const void* own, uint32_t rank, const Place& where);
 // Makes initialised barriers known to copies.
 void FenceAsyncProxy();
 // Expects so many bytes more in this phase, and arrives.
@@ -39,9 +41,10 @@ struct BoxedMatrix {
 };
 inline constexpr uint32_t kBoxRowBytes = 128;
 // Starts the copy of the box whose first element is (row, column) to `shared`, with the 128-byte
-// swizzle; elements that do not exist are zero. All its bytes complete `barrier`.
+// swizzle; elements that do not exist are zero. All its bytes complete `barrier`. `ranks`: the bits
+// of the cluster's blocks in which it does so, at the same places.
 void CopyBox(void* shared, const BoxedMatrix& matrix, int64_t column, int64_t row,
-             const void* barrier, const Place& where);
+             const void* barrier, uint32_t ranks, const Place& where);
 
 // The 128-byte swizzle: bits 4 to 6 of an address ^ bits 7 to 9.
 constexpr uint32_t Swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }

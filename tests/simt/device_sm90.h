@@ -46,7 +46,17 @@ inline bool WaitForPhase(uint64_t* barrier, uint32_t parity, VERBATIM_HERE) {
 inline void PrefetchMap(const TensorMap&) {}
 inline void LoadBox(void* shared, const TensorMap& map, int column, int row, uint64_t* barrier,
                     VERBATIM_HERE) {
-  simt::CopyBox(shared, map, column, row, barrier, where);
+  simt::CopyBox(shared, map, column, row, barrier, 1u << simt::ClusterRank(), where);
+}
+inline void LoadBoxForAll(void* shared, const TensorMap& map, int column, int row,
+                          uint64_t* barrier, uint32_t ranks, VERBATIM_HERE) {
+  simt::CopyBox(shared, map, column, row, barrier, ranks, where);
+}
+
+inline uint32_t ClusterRank() { return simt::ClusterRank(); }
+inline void SyncCluster(VERBATIM_HERE) { simt::SyncCluster(where); }
+inline void ArriveAtRank(uint64_t* barrier, uint32_t rank, VERBATIM_HERE) {
+  simt::Arrive(simt::AtRank(barrier, rank, where), 0, where);
 }
 
 inline void StoreForHost(uint32_t* address, uint32_t value) { *address = value; }

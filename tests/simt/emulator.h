@@ -1,11 +1,11 @@
 // Runs a CUDA kernel's thread blocks on the host, each thread a fiber, without a GPU.
 //
-// Blocks run one after the other; the threads of a block take turns, each running until it meets a
-// barrier or a warp operation. The order of blocks and of threads is chosen by Schedule, so that
-// code which depends on an order gives different results; a seeded order also delays whole warps.
-// Dynamic shared memory is filled with NaN patterns before every block. A fault (divergent barrier,
-// exit before a barrier, wrong mask, write past shared memory) ends the launch with a message that
-// names file and line.
+// Blocks, or clusters of them, run one after the other; the threads of a block take turns, each
+// running until it meets a barrier or a warp operation. The order of blocks and of threads is
+// chosen by Schedule, so that code which depends on an order gives different results; a seeded
+// order also delays whole warps. Dynamic shared memory is filled with NaN patterns before every
+// block. A fault (divergent barrier, exit before a barrier, wrong mask, write past shared memory)
+// ends the launch with a message that names file and line.
 //
 // Not modelled: bank conflicts, memory ordering, alignment rules of matrix loads. What Hopper adds
 // is in async.h and warpgroup.h.
@@ -48,8 +48,10 @@ inline constexpr uint32_t kFullMask = 0xffffffffu;
 inline constexpr uint8_t kPoison = 0xff;  // NaN in fp32, fp16 and bf16
 
 // Runs body() once for every thread of every block. Empty, or what went wrong.
-// Block sizes are multiples of 32, at most 1024.
-std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body);
+// Block sizes are multiples of 32, at most 1024. The blocks of a cluster, so many neighbours along
+// x, run together; others one after the other.
+std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body,
+                unsigned int cluster = 1);
 
 // How many launches have run: tests show with it that kernels, not fallbacks, did the work.
 int64_t LaunchCount();
@@ -61,7 +63,15 @@ const Dim3& BlockSize();
 const Dim3& GridSize();
 std::byte* SharedMemory();
 size_t SharedBytes();
-unsigned int ThreadNumber();  // in the block
+// In the cluster: the thread, how many there are, the block, another block's shared memory (null if
+// there is none).
+unsigned int ThreadNumber();
+unsigned int ThreadCount();
+unsigned int ClusterRank();
+std::byte* SharedMemoryOf(unsigned int rank);
+
+// Waits for every thread of the cluster.
+void SyncCluster(const Place& where);
 
 // Waits for every thread of the block.
 void SyncThreads(const Place& where);

@@ -88,7 +88,7 @@ TEST_F(PinnedGemmFormTest, ADeviceThatSumsOtherwiseKeepsToWarps) {
   auto backend = Open(), without = Open(false);
   EXPECT_THAT(backend->Describe(),
               HasSubstr("pinned products by mma.sync alone (wgmma gave other bits for 40 x 64, "
-                        "tiles of 128: token "));
+                        "tiles of 128 x 1: token "));
   EXPECT_TRUE(SameBits(Product(*without, 150), Product(*backend, 150)));
 }
 

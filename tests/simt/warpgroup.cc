@@ -72,7 +72,7 @@ WarpState& ThisWarp() {
   State& state = TheState();
   if (state.warps.empty()) {
     AddBackground(&kProducts);
-    const size_t warps = BlockSize().x * BlockSize().y * BlockSize().z / kWarpSize;
+    const size_t warps = ThreadCount() / kWarpSize;
     state.warps.resize(warps);
     state.issued.resize((warps + kWarpgroupWarps - 1) / kWarpgroupWarps);
   }
