@@ -123,7 +123,8 @@ void FenceAsyncProxy() {
 
 const void* AtRank(const void* own, uint32_t rank, const Place& where) {
   const std::byte* memory = SharedMemoryOf(rank);
-  if (memory == nullptr) Fault("no such block in the cluster", nullptr, where);
+  if (memory == nullptr)
+    Fault("a block that the cluster does not have, or that has ended", nullptr, where);
   return memory + (static_cast<const std::byte*>(own) - SharedMemory());
 }
 

@@ -326,7 +326,8 @@ unsigned int ThreadNumber() { return m.current->number; }
 unsigned int ThreadCount() { return m.all_threads(); }
 unsigned int ClusterRank() { return static_cast<unsigned int>(m.current->own - m.blocks.data()); }
 std::byte* SharedMemoryOf(unsigned int rank) {
-  return rank < m.blocks.size() ? m.blocks[rank].shared : nullptr;
+  const bool lives = rank < m.blocks.size() && m.blocks[rank].done < m.threads;
+  return lives ? m.blocks[rank].shared : nullptr;
 }
 
 void SyncCluster(const Place& where) {

@@ -64,7 +64,7 @@ const Dim3& GridSize();
 std::byte* SharedMemory();
 size_t SharedBytes();
 // In the cluster: the thread, how many there are, the block, another block's shared memory (null if
-// there is none).
+// there is none, or no more).
 unsigned int ThreadNumber();
 unsigned int ThreadCount();
 unsigned int ClusterRank();

@@ -173,6 +173,76 @@ TEST_F(WarpgroupTest, ReportsABarrierThatIsNone) {
   EXPECT_THAT(LastFault(), HasSubstr("no barrier was initialised here"));
 }
 
+// Each of two blocks brings half of 64 rows to both, twice to the same place; out [2
+// blocks][64][64] of the second time.
+void ClusterKernel(TensorMap half, Fault fault, float* out) {
+  VERBATIM_SHARED_MEMORY(memory);
+  const auto [bytes, full] = Prepare(memory, Fault::kNone);
+  uint64_t* const empty = full + 1;
+  if (threadIdx.x == 0) {
+    InitBarrier(empty, 2);
+    FenceAsyncProxy();
+  }
+  SyncCluster();
+  const int rank = static_cast<int>(ClusterRank());
+  for (uint32_t turn = 0; turn < 2; ++turn) {
+    if (threadIdx.x == 0) {
+      if (fault != Fault::kEarlyRefill) WaitForPhase(empty, turn ^ 1);
+      ArriveAndExpect(full, kTokenBytes);
+      LoadBoxForAll(bytes + rank * kTokenBytes / 2, half, 0, rank * kRows / 2, full, 3);
+    }
+    SyncWarp();
+    WaitForPhase(full, turn);
+    for (int r = static_cast<int>(threadIdx.x); r < kRows; r += 32) {
+      for (int c = 0; c < kDepth; ++c) {
+        uint16_t bits;
+        std::memcpy(&bits, bytes + r * 128 + (((c / 8) ^ (r % 8)) * 16 + c % 8 * 2), 2);
+        float* const to = &out[(rank * kRows + r) * kDepth + c];
+        *to = turn == 0 || !std::isnan(*to) ? Widened(bits) : *to;
+      }
+    }
+    SyncWarp();
+    if (threadIdx.x < 2) ArriveAtRank(empty, threadIdx.x);
+  }
+  if (fault != Fault::kNoWait) SyncCluster();
+}
+
+TEST_F(WarpgroupTest, BlocksOfAClusterBringHalfEach) {
+  const std::vector<uint16_t> values = Matrix(kRows, kDepth);
+  TensorMap half;
+  ASSERT_EQ(MakeTensorMap(values.data(), kDepth, kRows, 128, kRows / 2, &half), 0);
+  int wrong = 0, ended = 0;
+  for (const simt::Schedule& schedule : kSchedules) {
+    simt::SetSchedule(schedule);
+    for (Fault fault : {Fault::kNone, Fault::kEarlyRefill, Fault::kNoWait}) {
+      std::vector<float> out(4 * kRows * kDepth, -1.0f);
+      LastFault().clear();
+      Launch(ClusterKernel, {4, 32, kBytes, 2}, nullptr, half, fault, out.data());
+      if (fault == Fault::kEarlyRefill) {
+        for (float value : out) wrong += std::isnan(value) ? 1 : 0;
+        continue;
+      }
+      if (fault == Fault::kNoWait) {
+        ended += LastFault().find("or that has ended") != std::string::npos ? 1 : 0;
+        continue;
+      }
+      ASSERT_EQ(LastFault(), "");
+      for (int r = 0; r < 2 * kRows; ++r) {
+        for (int c = 0; c < kDepth; ++c) {
+          ASSERT_EQ(out[r * kDepth + c], Widened(Element(r % kRows, c))) << r << ", " << c;
+        }
+      }
+    }
+  }
+  EXPECT_GT(ended, 0) << "a block that ends while the other still writes to it must show";
+#if !defined(__SANITIZE_THREAD__)
+  EXPECT_GT(wrong, 0) << "a place that is filled before the other block has read it must show";
+#endif
+  std::vector<float> out(4 * kRows * kDepth);
+  EXPECT_NE(Launch(ClusterKernel, {3, 32, kBytes, 2}, nullptr, half, Fault::kNone, out.data()), 0);
+  EXPECT_THAT(LastFault(), HasSubstr("a grid of 3 blocks in clusters of 2"));
+}
+
 // d [64][128] = a [64][64] · b [128][64]ᵀ by one warpgroup, one committed group of four products.
 void ProductKernel(TensorMap a, TensorMap b, Fault fault, float* d) {
   VERBATIM_SHARED_MEMORY(memory);
