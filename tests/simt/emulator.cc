@@ -9,6 +9,7 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "simt/fiber.h"
@@ -93,6 +94,7 @@ struct Machine {
   char cluster_tags[2];
   char launch_tag;
   Thread* current = nullptr;
+  bool computing = false;  // a warp operation
   std::string fault;
 
   unsigned int all_threads() const { return threads * static_cast<unsigned int>(blocks.size()); }
@@ -378,6 +380,7 @@ void WaitUntil(bool (*ready)(const void* object, uint32_t argument), const void*
 
 void Fault(const char* message, const Place* other, const Place& where) {
   // The fiber is abandoned: nothing on its stack may own memory.
+  if (std::exchange(m.computing, false)) EndUnchecked();
   m.fault = ThreadName(*m.current) + ": " + message;
   if (other != nullptr) m.fault += " at " + Text(*other) + ", this one";
   m.fault += " at " + Text(where);
@@ -421,7 +424,9 @@ void WarpOperation(uint32_t mask, const void* in, void* out, void (*compute)(War
     self->fiber.Suspend();
   } else {
     BeginUnchecked();
+    m.computing = true;
     compute(warp.lanes);
+    m.computing = false;
     EndUnchecked();
     warp.arrived = 0;
     ++warp.generation;
