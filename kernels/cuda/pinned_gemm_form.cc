@@ -2,6 +2,7 @@
 #include "kernels/cuda/pinned_gemm_form.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -88,7 +89,9 @@ absl::StatusOr<std::unique_ptr<PinnedGemmForm>> PinnedGemmForm::Create(
     form->why_not_ = "the device has none";
     return form;
   }
-  if (!wgmma) {
+  // For programs without a flag for it.
+  const char* variable = std::getenv("VERBATIM_PINNED_GEMM");
+  if (!wgmma || (variable != nullptr && std::strcmp(variable, "mma") == 0)) {
     form->why_not_ = "as asked";
     return form;
   }
@@ -102,8 +105,7 @@ absl::StatusOr<std::unique_ptr<PinnedGemmForm>> PinnedGemmForm::Create(
     form->why_not_ = "this program was built without code for sm_90a";
     return form;
   }
-  absl::Status checked = form->CheckShapes(uploader);
-  if (!checked.ok()) return form->Explained(checked);
+  if (absl::Status checked = form->CheckShapes(uploader); !checked.ok()) return checked;
   return form;
 }
 
@@ -153,7 +155,12 @@ absl::Status PinnedGemmForm::Check(const PackedPart& part, int shard_depth, Uplo
       static_cast<const char*>(part.quants) + (part.rows - last.rows) * RowPitch(part.cols) * 2;
   const absl::StatusOr<std::string> difference =
       Difference(last, kCheckedTokens, shard_depth, 2, uploader);
-  if (!difference.ok()) return Explained(difference.status());
+  if (!difference.ok()) {
+    return absl::Status(
+        difference.status().code(),
+        absl::StrCat(std::string(difference.status().message()),
+                     "; while wgmma was compared with mma.sync: --pinned-gemm mma does without"));
+  }
   if (!difference->empty()) {
     why_not_ =
         absl::StrCat("wgmma gave other bits for ", part.rows, " x ", part.cols, ", ", *difference);
@@ -222,7 +229,7 @@ absl::Status PinnedGemmForm::Explained(const absl::Status& status) const {
       status.code(),
       absl::StrCat(std::string(status.message()),
                    "; a product by wgmma waited for something that never came: --pinned-gemm mma "
-                   "does without them"));
+                   "does without"));
 }
 
 }  // namespace verbatim::kernels::cuda

@@ -29,7 +29,8 @@ class PinnedGemmForm {
   // Products of fewer tokens are computed by warps.
   static constexpr int64_t kLeastTokens = 128;
 
-  // `wgmma`: whether warpgroups may be used at all. Compares the forms on shapes of every kind. The
+  // `wgmma`: whether warpgroups may be used at all; VERBATIM_PINNED_GEMM=mma in the environment
+  // forbids it too. Compares the forms on shapes of every kind. The
   // uploader's stream is the one that Launch is called with.
   static absl::StatusOr<std::unique_ptr<PinnedGemmForm>> Create(bool wgmma,
                                                                 const runtime::DeviceInfo& device,

@@ -99,6 +99,13 @@ TEST_F(PinnedGemmFormTest, AMatrixThatDiffersEndsIt) {
   EXPECT_THAT(backend->Describe(), HasSubstr("wgmma gave other bits for 60 x 576"));
 }
 
+TEST_F(PinnedGemmFormTest, TheEnvironmentForbidsItToo) {
+  setenv("VERBATIM_PINNED_GEMM", "mma", 1);
+  auto backend = Open();
+  unsetenv("VERBATIM_PINNED_GEMM");
+  EXPECT_THAT(backend->Describe(), HasSubstr("mma.sync alone (as asked)"));
+}
+
 TEST_F(PinnedGemmFormTest, OtherDevicesHaveOneForm) {
   simt_faults::SetComputeCapability(8);
   auto backend = Open();
@@ -114,6 +121,10 @@ TEST_F(PinnedGemmFormTest, ADeviceThatFailsMeanwhileIsAnError) {
                                               .sampling_scratch_bytes = 4096,
                                               .sampling_list_bytes = 4096});
     EXPECT_THAT(std::string(backend.status().message()), HasSubstr("an illegal address"));
+    if (operations == 20) {
+      EXPECT_THAT(std::string(backend.status().message()),
+                  HasSubstr("while wgmma was compared with mma.sync: --pinned-gemm mma"));
+    }
     simt_faults::Heal();
   }
 }
