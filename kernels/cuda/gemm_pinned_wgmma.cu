@@ -121,10 +121,11 @@ int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
 
 bool WgmmaCanCompute(const PackedPart& part, int64_t tokens) {
   // Groups of 32 columns, which the other form's instructions end with, must be whole stages; and
-  // counts of tiles are 32-bit.
-  constexpr int64_t kMostTiles = int64_t{1} << 28;
-  return part.format == DType::kBF16 && part.rows > 0 && tokens > 0 && part.groups() % 2 == 0 &&
-         (tokens / kTokens + 1) * (part.rows / 128 + 1) < kMostTiles;
+  // places in matrices and counts of tiles are 32-bit.
+  constexpr int64_t kMost = int64_t{1} << 28;
+  return part.format == DType::kBF16 && part.rows > 0 && part.rows < kMost && tokens > 0 &&
+         tokens < kMost && part.groups() % 2 == 0 &&
+         (tokens / kTokens + 2) * (part.rows / 128 + 1) < kMost;
 }
 
 int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, const WgmmaTiles& tiles, uint32_t* stuck,

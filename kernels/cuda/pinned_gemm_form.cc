@@ -36,7 +36,7 @@ class Random {
 // where they are of many, and where they are subnormal: rows take turns. One value in 32 is zero.
 std::vector<uint16_t> RandomRows(int64_t rows, int64_t cols, uint64_t seed) {
   constexpr struct {
-    int middle, spread;  // of the exponent
+    uint64_t middle, spread;  // of the exponent
   } kKinds[] = {{127, 0}, {127, 3}, {127, 10}, {127, 24}, {60, 8}};
   Random random(seed);
   const int64_t pitch = RowPitch(cols);
@@ -46,9 +46,7 @@ std::vector<uint16_t> RandomRows(int64_t rows, int64_t cols, uint64_t seed) {
     for (int64_t col = 0; col < cols; ++col) {
       const uint64_t bits = random.Next();
       if (bits >> 59 == 0) continue;
-      const auto range = static_cast<uint64_t>(2 * kind.spread + 1);
-      const uint64_t exponent =
-          static_cast<uint64_t>(kind.middle - kind.spread) + (bits >> 16) % range;
+      const uint64_t exponent = kind.middle - kind.spread + (bits >> 16) % (2 * kind.spread + 1);
       values[static_cast<size_t>(row * pitch + col)] =
           static_cast<uint16_t>((bits & 0x807f) | exponent << 7);
     }

@@ -115,7 +115,7 @@ void Compute(Product& product, int warp_in_group) {
     for (int row = 0; row < kWarpRows; ++row) {
       const int lane = row % 8 * 4 + column % 8 / 2;
       const int i = column / 8 * 4 + row / 8 * 2 + column % 2;
-      float& sum = product.chain->sums[static_cast<size_t>(lane * product.columns / 2 + i)];
+      float& sum = product.chain->sums.at(lane * product.columns / 2 + i);
       sum = product.add(sum, a[row], b);
     }
   }
