@@ -151,10 +151,10 @@ TEST_F(GemmPinnedWgmmaTest, ColumnsOfNoWholeStage) {
 }
 
 TEST_F(GemmPinnedWgmmaTest, TilesThatAreNotFull) {
-  for (int64_t tokens : {1, 64, 128, 129, 200}) {
-    for (int64_t rows : {1, 127, 128, 193}) {
+  for (int64_t tokens : {1, 128, 129}) {
+    for (int64_t rows : {1, 128, 193}) {
       if (test_device::Slow() && (tokens != 129 || rows != 193)) continue;
-      ExpectEqualForms({.rows = rows, .cols = 320, .tokens = tokens});
+      ExpectEqualForms({.rows = rows, .cols = 192, .tokens = tokens});
     }
   }
 }
