@@ -246,7 +246,9 @@ TEST_F(WarpgroupTest, BlocksOfAClusterBringHalfEach) {
 // d [64][128] = a [64][64] · b [128][64]ᵀ by one warpgroup, one committed group of four products.
 void ProductKernel(TensorMap a, TensorMap b, Fault fault, float* d) {
   VERBATIM_SHARED_MEMORY(memory);
-  const auto [bytes, barrier] = Prepare(memory, Fault::kNone);
+  const Shared shared = Prepare(memory, Fault::kNone);
+  unsigned char* const bytes = shared.bytes;
+  uint64_t* const barrier = shared.barrier;
   unsigned char* const weights = bytes + kTokenBytes;
   const auto load = [&](unsigned char* to) {
     LoadBox(to, a, 0, 0, barrier);
