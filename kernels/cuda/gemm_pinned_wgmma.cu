@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     FenceAsyncProxy();
   }
   SyncBlocks<kCluster>();
-  const int group = static_cast<int>(threadIdx.x) / kWarpgroupThreads;
+  // By way of a shuffle, so that the compiler sees that a warp's threads have the same.
+  const int group = Shuffle(static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (group == kConsumers) {
     FewerRegisters<kProducerRegisters>();
     if (threadIdx.x % kWarpgroupThreads == 0) {

@@ -172,6 +172,7 @@ __device__ __forceinline__ void SumShard(int stages, int group, int lane,
   int before = -1;  // the slot whose products are under way
   for (int stage = 0; stage < stages; ++stage) {
     WaitOrTrap(&full[place.slot], place.parity, stuck);
+    SyncWarp();  // products are by whole warps, however their threads left the wait
     const unsigned char* from = bytes + place.slot * L::kStageBytes;
     const unsigned char* own = from + group * kGroupTokens * kStageRowBytes;
     WgmmaFence(sums);
@@ -326,6 +327,7 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
       StoreTile<false, kColumns>(epilogue, first_column, product.tokens, product.rows, first_token,
                                  first_row, left);
     }
+    SyncWarp();
   }
 }
 
