@@ -2,9 +2,9 @@
 // products and attention in the shapes of Llama-3.1-8B, products of experts in those of
 // Qwen3-30B-A3B. Whole models: cuda_model_bench.
 //
-// cuda_bench [--only gemm|forms|experts|attention] [--seconds S] prints one JSON object. Weights and
-// activations are random; times are medians of repeated runs; what would begin after S seconds is
-// left out.
+// cuda_bench [--only gemm|forms|experts|attention] [--seconds S] prints one JSON object. Weights
+// and activations are random; times are medians of repeated runs; what would begin after S seconds
+// is left out.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
