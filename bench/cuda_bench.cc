@@ -2,9 +2,9 @@
 // products and attention in the shapes of Llama-3.1-8B, products of experts in those of
 // Qwen3-30B-A3B. Whole models: cuda_model_bench.
 //
-// cuda_bench [--only gemm|experts|attention] [--seconds S] prints one JSON object. Weights and
-// activations are random; times are medians of repeated runs; what would begin after S seconds is
-// left out.
+// cuda_bench [--only gemm|forms|experts|attention] [--seconds S] prints one JSON object. Weights
+// and activations are random; times are medians of repeated runs; what would begin after S seconds
+// is left out.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -19,6 +19,7 @@
 #include "bench/cuda_bench_support.h"
 #include "bench/cuda_grouped_gemm.h"
 #include "bench/cuda_library_gemm.h"
+#include "bench/cuda_pinned_forms.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/runtime.h"
 #include "nlohmann/json.hpp"
@@ -219,7 +220,7 @@ json BenchAttention(Backend& backend, double copy_rate) {
   return out;
 }
 
-const std::string kParts[] = {"gemm", "experts", "attention"};
+const std::string kParts[] = {"gemm", "forms", "experts", "attention"};
 
 int Main(int argc, char** argv) {
   double limit_seconds = 360;
@@ -235,7 +236,7 @@ int Main(int argc, char** argv) {
       ++i;
       continue;
     }
-    std::fprintf(stderr, "usage: cuda_bench [--only gemm|experts|attention] [--seconds S]\n");
+    std::fprintf(stderr, "usage: cuda_bench [--only gemm|forms|experts|attention] [--seconds S]\n");
     return 2;
   }
   const Clock::time_point start = Clock::now();
@@ -256,6 +257,7 @@ int Main(int argc, char** argv) {
   const std::unique_ptr<LibraryGemm> library = LibraryGemm::Load(&why);
   if (library == nullptr) out["no_cublaslt"] = why;
   if (wanted("gemm")) out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
+  if (wanted("forms")) out["pinned_forms"] = BenchPinnedForms(*backend, info);
   if (wanted("experts")) out["experts"] = BenchGroupedGemm(*backend, copy_rate);
   if (wanted("attention")) out["attention"] = BenchAttention(*backend, copy_rate);
   out["seconds"] = SecondsSince(start);

@@ -309,6 +309,7 @@ absl::StatusOr<std::unique_ptr<Replayer>> Replayer::Create(const model::Checkpoi
   kernels::BackendOptions options{.device = device};
   const bool on_gpu = absl::StartsWith(trace.identity.backend, "cuda ");
   if (options.device.empty()) options.device = on_gpu ? "cuda" : "cpu";
+  options.wgmma = !absl::StrContains(trace.identity.backend, kernels::kWithoutWgmma);
   if (!on_gpu) {
     absl::StatusOr<kernels::cpu::CpuBackendOptions> cpu =
         kernels::cpu::CpuBackend::OptionsOf(trace.identity.backend);

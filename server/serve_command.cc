@@ -145,7 +145,7 @@ absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weig
   // Before the model is read: a device that cannot be used takes no time to refuse.
   auto backend = OpenRankBackend(*config, &serving->ranks);
   if (!backend.ok()) return backend.status();
-  serving->backend_description = (*backend)->Describe();
+  const kernels::Backend* const opened = backend->get();
   auto checkpoint = model::Checkpoint::Open(config->model);
   if (!checkpoint.ok()) return checkpoint.status();
   serving->checkpoint = *std::move(checkpoint);
@@ -170,6 +170,8 @@ absl::Status LoadModel(ServerConfig* config, Serving* serving, std::string* weig
                                        *serving->tokenizer);
   if (!engine.ok()) return engine.status();
   serving->engine = *std::move(engine);
+  // Loading may have ended the use of a kernel.
+  serving->backend_description = opened->Describe();
   const engine::PolicySupport support = serving->engine->SupportOf(config->DefaultPolicy());
   if (!support.honoured) {
     return absl::FailedPreconditionError(

@@ -165,6 +165,10 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("cpu-isa", &cpu_isa,
             "auto, scalar, avx2 or avx512; never changes a deterministic answer");
   flags.Add("device", &device, kernels::kDeviceHelp);
+  flags.Add("pinned-gemm", &pinned_gemm,
+            "on a GPU, deterministic products of many tokens: auto (wgmma where the device has it "
+            "and was seen at the start to give the bits of mma.sync) or mma; never changes an "
+            "answer");
   flags.Add("tensor-parallel-size", &tensor_parallel_size,
             "ranks that share the model out among them, a power of two: mpirun -n N verbatim serve "
             "--tensor-parallel-size N; never changes a deterministic answer");
@@ -174,6 +178,9 @@ flags::FlagSet ServerConfig::Flags() {
 absl::Status ServerConfig::FillDeviceDefaults() {
   if (!OnGpu() && gpu_memory_utilization.has_value()) {
     return Bad("gpu-memory-utilization", "is for --device cuda; a CPU takes --kv-cache-bytes");
+  }
+  if (!OnGpu() && pinned_gemm != "auto") {
+    return Bad("pinned-gemm", absl::StrCat(pinned_gemm, " is for --device cuda"));
   }
   if (gpu_memory_utilization.has_value() && kv_cache_bytes.has_value()) {
     return Bad("gpu-memory-utilization", "and --kv-cache-bytes exclude each other");
@@ -229,6 +236,7 @@ absl::Status ServerConfig::Validate() {
            {"dtype", dtype, {"auto", "float32", "bfloat16"}},
            {"batching-policy", batching_policy, {"continuous", "dynamic", "fixed"}},
            {"cpu-isa", cpu_isa, {"auto", "scalar", "avx2", "avx512"}},
+           {"pinned-gemm", pinned_gemm, {"auto", "mma"}},
            {"default-determinism", default_determinism, {"throughput", "pinned", "portable"}},
            {"moe-overflow", moe_overflow, {"drop", "next"}},
            {"moe-capacity-scope", moe_capacity_scope, {"throughput", "all"}},
@@ -370,7 +378,8 @@ kernels::BackendOptions ServerConfig::ToBackendOptions() const {
   return {.device = device,
           .threads = threads,
           .isa = Isa(),
-          .matrix_units = Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned)};
+          .matrix_units = Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned),
+          .wgmma = pinned_gemm == "auto"};
 }
 
 std::optional<kernels::cpu::Isa> ServerConfig::Isa() const {

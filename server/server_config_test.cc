@@ -112,6 +112,18 @@ TEST(ServerConfig, DefaultsFollowTheDevice) {
   EXPECT_EQ(gpu.max_model_len, 4096);
   EXPECT_EQ(gpu.ToBackendOptions().device, "cuda:1");
   EXPECT_TRUE(gpu.ToBackendOptions().matrix_units);
+  EXPECT_TRUE(gpu.ToBackendOptions().wgmma);
+}
+
+TEST(ServerConfig, PinnedProductsWithoutWgmma) {
+  ServerConfig config;
+  ASSERT_TRUE(Configure({"--model=m.gguf", "--device=cuda", "--pinned-gemm=mma"}, &config).ok());
+  EXPECT_FALSE(config.ToBackendOptions().wgmma);
+  ServerConfig wrong;
+  EXPECT_THAT(
+      std::string(
+          Configure({"--model=m.gguf", "--device=cuda", "--pinned-gemm=wgmma"}, &wrong).message()),
+      HasSubstr("--pinned-gemm: 'wgmma' is not one of auto, mma"));
 }
 
 TEST(ServerConfig, OnAGpuMemoryIsAShareOrBytes) {
@@ -175,6 +187,7 @@ TEST(ServerConfig, ErrorsNameTheFlag) {
       {"--threads=-1", "--threads: -1"},
       {"--threads=1025", "--threads: 1025"},
       {"--cpu-isa=sse2", "--cpu-isa: 'sse2'"},
+      {"--pinned-gemm=mma", "--pinned-gemm: mma is for --device cuda"},
       {"--device=gpu", "--device: 'gpu' is not cpu, cuda or cuda:N"},
       {"--gpu-memory-utilization=0.5", "--gpu-memory-utilization: is for --device cuda"},
       {"--tensor-parallel-size=6", "--tensor-parallel-size: 6 is not a power of two"},

@@ -67,6 +67,15 @@ class GpuSuiteTest(unittest.TestCase):
         self.assertEqual(result["bench"], {"copy_gb_s": 1})
         self.assertEqual(result["model_bench"], {"models": []})
 
+    def test_without_wgmma_the_rest_does_without(self):
+        self.program("bundle/bin/cuda_native_test", f"""case $1 in --gtest_filter=Gemm*) exit 1;; esac; {TEST_PROGRAM}""")
+        self.program("bundle/bin/cuda_bench", """echo "{\\"asked\\": \\"$VERBATIM_PINNED_GEMM\\"}\"""")
+        code, result = self.run_suite()
+        self.assertEqual(code, 1)
+        self.assertEqual(result["tests"]["wgmma"]["exit"], 1)
+        self.assertEqual(result["tests"]["kernels"]["exit"], 0)
+        self.assertEqual(result["bench"], {"asked": "mma"})
+
     def test_what_cannot_run_says_why(self):
         result = self.run_suite()[1]
         for name, why in (("demo", "is not beside run.sh"), ("conformance_model", "is not beside run.sh"),

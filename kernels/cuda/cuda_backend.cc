@@ -50,6 +50,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       CudaSampler::Create(options.sampling_scratch_bytes, options.sampling_list_bytes, *stream);
   if (!sampler.ok()) return sampler.status();
   backend->sampler_ = *std::move(sampler);
+  absl::StatusOr<std::unique_ptr<PinnedGemmForm>> form = PinnedGemmForm::Create(
+      options.matrix_units && options.wgmma, backend->info_, *backend->uploader_, *stream);
+  if (!form.ok()) return form.status();
+  backend->pinned_form_ = *std::move(form);
   absl::Status cleared = runtime::Fill(backend->fault(), 0, sizeof(uint32_t), *stream);
   if (!cleared.ok()) return cleared;
   if (absl::Status ready = runtime::Synchronize(*stream); !ready.ok()) return ready;
@@ -65,9 +69,13 @@ CudaBackend::~CudaBackend() {
 std::string CudaBackend::Describe() const {
   // Not which of the machine's devices it is: equal ones give equal bits, and a trace of one may be
   // replayed on another.
-  return absl::StrCat("cuda ", info_.name, ", ", Architecture(info_), ", ", info_.multiprocessors,
-                      " multiprocessors, ", info_.memory_bytes >> 20, " MiB, kernels ",
-                      info_.code_tag);
+  std::string text = absl::StrCat("cuda ", info_.name, ", ", Architecture(info_), ", ",
+                                  info_.multiprocessors, " multiprocessors, ",
+                                  info_.memory_bytes >> 20, " MiB, kernels ", info_.code_tag);
+  if (const std::string form = pinned_form_->Describe(); options_.matrix_units && !form.empty()) {
+    absl::StrAppend(&text, ", ", form);
+  }
+  return text;
 }
 
 absl::Status CudaBackend::CheckPolicy(const char* operation, Policy policy) const {
@@ -112,7 +120,7 @@ absl::Status CudaBackend::CopyToDevice(void* device, const void* host, size_t si
 absl::Status CudaBackend::CopyToHost(void* host, const void* device, size_t size_bytes) {
   absl::Status status = Enter();
   if (status.ok()) status = runtime::CopyToHost(host, device, size_bytes, stream_);
-  if (!status.ok()) return status;
+  if (!status.ok()) return pinned_form_->Explained(status);
   return Synchronize();
 }
 
@@ -123,7 +131,7 @@ absl::Status CudaBackend::TakeFault() {
   if (!status.ok()) return status;
   status = runtime::CopyToHost(fault_copy_->data(), fault(), sizeof(uint32_t), stream_);
   status.Update(runtime::Synchronize(stream_));
-  if (!status.ok()) return status;
+  if (!status.ok()) return pinned_form_->Explained(status);
   const uint32_t bits = *static_cast<const uint32_t*>(fault_copy_->data());
   if (bits == 0) return absl::OkStatus();
   status = runtime::Fill(fault(), 0, sizeof(uint32_t), stream_);
@@ -149,6 +157,8 @@ absl::StatusOr<std::unique_ptr<WeightMatrix>> CudaBackend::LoadMatrix(
   absl::StatusOr<std::unique_ptr<CudaMatrix>> matrix =
       CudaMatrix::Load(parts, options, options_.matrix_units, *uploader_);
   if (!matrix.ok()) return matrix.status();
+  absl::Status checked = pinned_form_->Check((*matrix)->bf16(), options.shard_depth, *uploader_);
+  if (!checked.ok()) return checked;
   return std::unique_ptr<WeightMatrix>(*std::move(matrix));
 }
 

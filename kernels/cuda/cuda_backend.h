@@ -17,6 +17,7 @@
 #include "kernels/cuda/cuda_sampler.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/expert_tables.h"
+#include "kernels/cuda/pinned_gemm_form.h"
 #include "kernels/cuda/runtime.h"
 
 namespace verbatim::kernels::cuda {
@@ -25,6 +26,9 @@ struct CudaBackendOptions {
   int device = 0;
   // Serve PINNED and THROUGHPUT: keeps each matrix also as bf16, unless it is stored as that.
   bool matrix_units = true;
+  // With matrix_units: PINNED products of many tokens by wgmma, on devices that have it and where
+  // it was seen to give the bits of mma.sync (pinned_gemm_form.h); Describe says what is used.
+  bool wgmma = true;
   // Partial results and activations rounded to bf16; an operation that needs more is refused.
   size_t workspace_bytes = size_t{256} << 20;
   // Page tables and rows of one batch.
@@ -107,6 +111,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<PinnedBuffer> fault_copy_;
   std::unique_ptr<ExpertTables> expert_tables_;
   std::unique_ptr<CudaSampler> sampler_;
+  std::unique_ptr<PinnedGemmForm> pinned_form_;
   // Every layer of a step asks with the same spans: the tables are built and uploaded once.
   SpanMemory kv_spans_, attention_spans_;
   std::vector<KvRow> kv_rows_;

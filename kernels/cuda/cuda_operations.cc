@@ -157,7 +157,7 @@ absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const Cuda
     absl::Status status = runtime::LaunchStatus("Gemm", LaunchRoundRows(rounding, stream_));
     if (!status.ok()) return status;
     status = runtime::LaunchStatus(
-        "Gemm", LaunchGemmPinned(
+        "Gemm", pinned_form_->Launch(
                     {.part = weight.bf16(),
                      .tokens = tokens,
                      .rounded_x = rounded,
@@ -394,7 +394,9 @@ absl::Status CudaBackend::TreeSum(const TreeSumParams& params) {
 
 absl::Status CudaBackend::Sample(const SamplingParams& params) {
   if (absl::Status status = Enter(); !status.ok()) return status;
-  if (absl::Status status = sampler_->Sample(params); !status.ok()) return status;
+  if (absl::Status status = sampler_->Sample(params); !status.ok()) {
+    return pinned_form_->Explained(status);
+  }
   return TakeFault();
 }
 

@@ -165,6 +165,7 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
+  unsigned int cluster = 1;  // blocks along x that form one; more than 1 on Hopper
 };
 
 // Puts the kernel on the stream. 0, or a cudaError_t of the launch itself.
@@ -176,6 +177,19 @@ int Launch(void (*kernel)(P...), const LaunchShape& shape, Stream stream, A&&...
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                     static_cast<int>(shape.shared_bytes));
     if (raised != cudaSuccess) return static_cast<int>(raised);
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {shape.cluster, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return static_cast<int>(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
   }
   kernel<<<shape.grid, shape.block, shape.shared_bytes, stream>>>(static_cast<P>(arguments)...);
   return static_cast<int>(cudaGetLastError());

@@ -110,14 +110,19 @@ int LaunchMany(const GemmPinnedArgs& args, const Epilogue& epilogue, int shards,
              stream, args.part, args.tokens, static_cast<const unsigned char*>(args.rounded_x),
              epilogue, partials, shards, args.shard_depth);
   if (error != 0 || !split) return error;
+  return LaunchJoinShards(args, shards, stream);
+}
+
+}  // namespace
+
+int LaunchJoinShards(const GemmPinnedArgs& args, int shards, Stream stream) {
+  const Epilogue epilogue{args.y, args.y_stride, args.bias, args.residual, args.round};
   return Launch(JoinShardsKernel,
                 {dim3(Blocks(args.part.rows, kJoinThreads), static_cast<unsigned int>(args.tokens)),
                  dim3(kJoinThreads), 0},
                 stream, args.partials, args.tokens, args.part.rows, args.part.first_row, epilogue,
                 shards);
 }
-
-}  // namespace
 
 int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream) {
   const Epilogue epilogue{args.y, args.y_stride, args.bias, args.residual, args.round};

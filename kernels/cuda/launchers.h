@@ -213,6 +213,23 @@ struct GemmPinnedArgs {
       numerics::kShardDepth;  // less where the columns are a node of a longer reduction
 };
 int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
+// The end of the product where shards were computed apart, [shards][tokens][rows] in args.partials.
+int LaunchJoinShards(const GemmPinnedArgs& args, int shards, Stream stream);
+
+// The same product by wgmma, for devices that have it: of equal bits where its instructions sum as
+// mma.sync's do. `stuck` is a word of host memory that is set before a trap when the kernel waited
+// for something that never came.
+struct WgmmaTiles {
+  int columns;  // a tile is 128 tokens × 128 or 192 outputs
+  int cluster;  // 1 or 2 blocks, with different tokens, that read the same weights once
+};
+inline constexpr WgmmaTiles kWgmmaTiles[] = {{128, 1}, {192, 1}, {128, 2}, {192, 2}};
+int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, const WgmmaTiles& tiles, uint32_t* stuck,
+                          Stream stream);
+// Whether it can be called for these: a function of the shapes.
+bool WgmmaCanCompute(const PackedPart& part, int64_t tokens);
+// Writes whether this device runs code compiled with wgmma: 1 or 0.
+int LaunchWgmmaProbe(uint32_t* answer, Stream stream);
 
 struct MoeRouteArgs {
   const float* logits;

@@ -6,6 +6,7 @@ set(VERBATIM_CUDA_KERNELS
   embedding.cu
   gather_rows.cu
   gemm_pinned.cu
+  gemm_pinned_wgmma.cu
   gemm_portable.cu
   grouped_gemm_pinned.cu
   grouped_gemm_portable.cu
@@ -28,6 +29,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   cuda_sampler.cc
   device_memory.cc
   expert_tables.cc
+  pinned_gemm_form.cc
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS
@@ -35,6 +37,7 @@ set(VERBATIM_CUDA_TESTS
   attention_test
   cuda_sampler_test
   gemm_pinned_test
+  gemm_pinned_wgmma_test
   gemm_portable_test
   grouped_gemm_test
   moe_test

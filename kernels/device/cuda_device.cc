@@ -4,8 +4,9 @@
 
 namespace verbatim::kernels {
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units) {
-  return cuda::CudaBackend::Create({.device = index, .matrix_units = matrix_units});
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options) {
+  return cuda::CudaBackend::Create(
+      {.device = index, .matrix_units = options.matrix_units, .wgmma = options.wgmma});
 }
 
 }  // namespace verbatim::kernels

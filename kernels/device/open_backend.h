@@ -34,7 +34,11 @@ struct BackendOptions {
   std::optional<cpu::Isa> isa;  // CPU; unset: the widest of this machine
   // GPU: serve PINNED and THROUGHPUT, for which weights are also kept as bf16.
   bool matrix_units = true;
+  // GPU: PINNED products of many tokens by wgmma where the device has it and gives the bits of
+  // mma.sync with it. False: Describe contains kWithoutWgmma on a device that has it.
+  bool wgmma = true;
 };
+inline constexpr char kWithoutWgmma[] = "pinned products by mma.sync alone (as asked)";
 
 // As ParseDevice. FAILED_PRECONDITION, naming --device: this program was built without CUDA; no
 // driver or one that is too old; no such device, or one of an architecture without kernels.
@@ -44,6 +48,6 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
 // Defined once in a program, by cuda_device.cc where it was built with CUDA, else by
 // no_cuda_device.cc. Device `index`, with room for working memory as the defaults of
 // cuda::CudaBackendOptions give it.
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units);
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options);
 
 }  // namespace verbatim::kernels

@@ -132,6 +132,8 @@ const std::multimap<std::string, Case>& Cases() {
       {"cpu-isa", {Outcome::kOtherId, {"--cpu-isa=avx2"}, ""}},
       {"cpu-isa", {Outcome::kOtherId, {"--cpu-isa=avx512"}, ""}},
       {"device", {Outcome::kRefusesStart, {"--device=abacus"}, "--device: 'abacus'"}},
+      {"pinned-gemm",
+       {Outcome::kRefusesStart, {"--pinned-gemm=mma"}, "--pinned-gemm: mma is for --device cuda"}},
       {"gpu-memory-utilization",
        {Outcome::kRefusesStart,
         {"--gpu-memory-utilization=0.5"},

@@ -39,10 +39,11 @@ void PlantFault() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units) {
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options) {
   PlantFault();
   return cuda::CudaBackend::Create({.device = index,
-                                    .matrix_units = matrix_units,
+                                    .matrix_units = options.matrix_units,
+                                    .wgmma = options.wgmma,
                                     .workspace_bytes = size_t{4} << 20,
                                     .table_bytes = size_t{1} << 20,
                                     .expert_table_bytes = size_t{1} << 16,

@@ -277,13 +277,15 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
+  unsigned int cluster = 1;  // blocks along x that form one
 };
 
 // Runs the kernel now. 0, or the code of a failed launch.
 template <class... P, class... A>
 int Launch(void (*kernel)(P...), const LaunchShape& shape, Stream, A&&... arguments) {
-  const std::string fault = simt::Run(shape.grid, shape.block, shape.shared_bytes,
-                                      [&] { kernel(static_cast<P>(arguments)...); });
+  const std::string fault = simt::Run(
+      shape.grid, shape.block, shape.shared_bytes, [&] { kernel(static_cast<P>(arguments)...); },
+      shape.cluster);
   if (fault.empty()) return 0;
   SetLaunchFault(fault);
   return 719;  // cudaErrorLaunchFailure

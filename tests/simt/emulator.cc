@@ -2,98 +2,37 @@
 #include "simt/emulator.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <memory>
-#include <mutex>
 #include <numeric>
-#include <random>
-#include <vector>
 
-#include "simt/fiber.h"
+#include "simt/machine.h"
 
 namespace simt {
 namespace {
 
 constexpr unsigned int kMaxThreads = 1024;
-constexpr uint8_t kPoison = 0xff;  // NaN in fp32, fp16 and bf16
+constexpr unsigned int kMaxCluster = 8;
 constexpr size_t kCanaryBytes = 64;
 constexpr uint8_t kCanary = 0x5a;
 
-enum class State : uint8_t { kRunnable, kAtBarrier, kInWarpOperation, kDone };
+Machine& m = TheMachine();
 
-struct PendingCopy {
-  void* shared;
-  const void* global;
-  size_t size_bytes, source_bytes;
-  int group;
-};
-
-struct Thread {
-  Fiber fiber;
-  unsigned int id = 0;
-  Dim3 index;
-  State state = State::kDone;
-  Place where;
-  std::deque<PendingCopy> copies;
-  int copy_group = 0;
-};
-
-struct Warp {
-  int arrived = 0;
-  void (*compute)(WarpLanes&) = nullptr;
-  Place where;
-  WarpLanes lanes;
-  int generation = 0;
-  bool rests = false;  // for this turn
-  char tags[2];
-};
-
-std::string Text(const Place& where) {
-  return std::string(where.file) + ":" + std::to_string(where.line);
+std::string Text(const Dim3& index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
+         std::to_string(index.z) + ")";
 }
-bool Same(const Place& a, const Place& b) {
-  return a.line == b.line && std::strcmp(a.file, b.file) == 0;
-}
-
-struct Machine {
-  // Launches of several threads (ranks) take turns; recursive, to refuse a launch inside a launch.
-  std::recursive_mutex mu;
-  Schedule schedule;
-  std::mt19937_64 rng;
-  int64_t launches = 0;
-
-  std::vector<std::unique_ptr<Thread>> pool;
-  std::vector<Warp> warps;
-  const std::function<void()>* body = nullptr;
-  Dim3 grid, block, block_index;
-  std::unique_ptr<std::byte, decltype(&std::free)> shared{nullptr, &std::free};  // then a canary
-  unsigned int threads = 0;
-  unsigned int at_barrier = 0, done = 0;
-  Place barrier_where;
-  int barrier_generation = 0;
-  char barrier_tags[2];
-  char launch_tag;
-  Thread* current = nullptr;
-  std::string fault;
-
-  std::string RunBlock(size_t shared_bytes);
-  void ThreadMain();
-  bool ReleaseBarrier();
-  std::string Deadlock() const;
-};
+}  // namespace
 
 Machine& TheMachine() {
   static Machine machine;
   return machine;
 }
-Machine& m = TheMachine();
 
+std::string Text(const Place& where) {
+  return std::string(where.file) + ":" + std::to_string(where.line);
+}
 std::string ThreadName(const Thread& thread) {
-  return "thread (" + std::to_string(thread.index.x) + ", " + std::to_string(thread.index.y) +
-         ", " + std::to_string(thread.index.z) + ") of block (" + std::to_string(m.block_index.x) +
-         ", " + std::to_string(m.block_index.y) + ", " + std::to_string(m.block_index.z) + ")";
+  return "thread " + Text(thread.index) + " of block " + Text(thread.own->index);
 }
 
 void Machine::ThreadMain() {
@@ -105,27 +44,34 @@ void Machine::ThreadMain() {
     fault = ThreadName(*self) + " ends with asynchronous copies that it never waited for";
   }
   self->state = State::kDone;
-  ++done;
+  ++self->own->done;
   self->fiber.Suspend();
 }
 
 // Lets the threads go when all have come; false when some never will.
-bool Machine::ReleaseBarrier() {
-  if (at_barrier == 0 || at_barrier + done < threads) return true;
-  if (done > 0) {
-    const auto gone = std::find_if(pool.begin(), pool.begin() + threads,
+bool Machine::ReleaseBarrier(Block& of) {
+  if (of.at_barrier == 0 || of.at_barrier + of.done < threads) return true;
+  const unsigned int first = static_cast<unsigned int>(&of - blocks.data()) * threads;
+  if (of.done > 0) {
+    const auto gone = std::find_if(pool.begin() + first, pool.begin() + first + threads,
                                    [](const auto& t) { return t->state == State::kDone; });
-    fault = ThreadName(**gone) + " ended before the barrier at " + Text(barrier_where);
+    fault = ThreadName(**gone) + " ended before the barrier at " + Text(of.barrier_where);
     return false;
   }
-  for (unsigned int i = 0; i < threads; ++i) pool[i]->state = State::kRunnable;
-  at_barrier = 0;
-  ++barrier_generation;
+  for (unsigned int i = first; i < first + threads; ++i) pool[i]->state = State::kRunnable;
+  of.at_barrier = 0;
+  ++of.barrier_generation;
   return true;
 }
 
 std::string Machine::Deadlock() const {
-  for (unsigned int i = 0; i < threads; ++i) {
+  for (unsigned int i = 0; i < all_threads(); ++i) {
+    const Thread& thread = *pool[i];
+    if (thread.state != State::kWaiting) continue;
+    return ThreadName(thread) + " waits at " + Text(thread.where) + " for " + thread.what +
+           " that never ends";
+  }
+  for (unsigned int i = 0; i < all_threads(); ++i) {
     const Thread& thread = *pool[i];
     if (thread.state != State::kInWarpOperation) continue;
     std::string message = ThreadName(thread) + " waits in a warp operation at " +
@@ -142,20 +88,33 @@ std::string Machine::Deadlock() const {
   return "no thread can go on";
 }
 
-std::string Machine::RunBlock(size_t shared_bytes) {
-  std::memset(shared.get(), kPoison, shared_bytes);
-  std::memset(shared.get() + shared_bytes, kCanary, kCanaryBytes);
-  at_barrier = done = 0;
+bool Machine::AdvanceBackground() {
+  const uint64_t choice = OpenChoice();
+  return std::any_of(background.begin(), background.end(),
+                     [&](const Background* b) { return b->advance(choice); });
+}
+
+std::string Machine::RunCluster() {
+  for (Block& of : blocks) {
+    std::memset(of.shared, kPoison, shared_bytes);
+    std::memset(of.shared + shared_bytes, kCanary, kCanaryBytes);
+    of.at_barrier = of.done = 0;
+  }
+  at_cluster_barrier = 0;
   fault.clear();
   for (Warp& warp : warps) warp.arrived = 0;
+  for (const Background* b : background) b->reset();
   Release(&launch_tag);
-  std::vector<unsigned int> order(threads);
+  std::vector<unsigned int> order(all_threads());
   std::iota(order.begin(), order.end(), 0u);
   if (schedule.order == Order::kReversed) std::reverse(order.begin(), order.end());
-  for (unsigned int i = 0; i < threads; ++i) {
+  for (unsigned int i = 0; i < all_threads(); ++i) {
     Thread& thread = *pool[i];
-    thread.id = i;
-    thread.index = Dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+    const unsigned int in_block = i % threads;
+    thread.number = i;
+    thread.own = &blocks[i / threads];
+    thread.index =
+        Dim3(in_block % block.x, in_block / block.x % block.y, in_block / (block.x * block.y));
     thread.state = State::kRunnable;
     thread.copies.clear();
     thread.copy_group = 0;
@@ -167,37 +126,50 @@ std::string Machine::RunBlock(size_t shared_bytes) {
   if (schedule.order == Order::kSeeded) {
     for (unsigned int& turns : laggard) turns = 1u << (2 * (rng() % 3));
   }
-  while (done < threads && fault.empty()) {
+  const auto done = [&] {
+    return std::all_of(blocks.begin(), blocks.end(),
+                       [&](const Block& of) { return of.done == threads; });
+  };
+  while (fault.empty() && !done()) {
     if (schedule.order == Order::kSeeded) std::shuffle(order.begin(), order.end(), rng);
     for (Warp& warp : warps) {
       const unsigned int turns = laggard[static_cast<size_t>(&warp - warps.data())];
       warp.rests = turns > 1 && rng() % turns != 0;
     }
+    if (schedule.order == Order::kSeeded && rng() % 4 == 0) AdvanceBackground();
     bool progress = false;
     for (unsigned int i : order) {
       Thread& thread = *pool[i];
+      if (thread.state == State::kWaiting && thread.ready(thread.object, thread.argument)) {
+        thread.state = State::kRunnable;
+      }
       if (thread.state != State::kRunnable) continue;
       progress = true;
       if (warps[i / kWarpSize].rests) continue;
       current = &thread;
       thread.fiber.Resume();
       current = nullptr;
-      if (!fault.empty() || !ReleaseBarrier()) break;
+      if (!fault.empty() || !ReleaseBarrier(*thread.own)) break;
     }
-    if (!progress && fault.empty()) fault = Deadlock();
+    if (!progress && fault.empty() && !AdvanceBackground()) fault = Deadlock();
   }
   Acquire(&launch_tag);
-  for (size_t i = 0; i < kCanaryBytes && fault.empty(); ++i) {
-    if (shared.get()[shared_bytes + i] != std::byte{kCanary}) {
-      fault = "block (" + std::to_string(block_index.x) + ", " + std::to_string(block_index.y) +
-              ", " + std::to_string(block_index.z) + ") wrote past its " +
-              std::to_string(shared_bytes) + " bytes of shared memory";
+  for (const Background* b : background) {
+    const char* left = fault.empty() ? b->unfinished() : "";
+    if (*left != '\0') {
+      fault = "block " + Text(blocks[0].index) + " ends with " + left;
+    }
+  }
+  for (const Block& of : blocks) {
+    for (size_t i = 0; i < kCanaryBytes && fault.empty(); ++i) {
+      if (of.shared[shared_bytes + i] != std::byte{kCanary}) {
+        fault = "block " + Text(of.index) + " wrote past its " + std::to_string(shared_bytes) +
+                " bytes of shared memory";
+      }
     }
   }
   return fault;
 }
-
-}  // namespace
 
 void SetSchedule(const Schedule& schedule) {
   std::lock_guard lock(m.mu);
@@ -210,7 +182,8 @@ int64_t LaunchCount() {
   return m.launches;
 }
 
-std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<void()>& body,
+                unsigned int cluster) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || threads % kWarpSize != 0) {
     return "a block of " + std::to_string(threads) +
@@ -218,112 +191,45 @@ std::string Run(Dim3 grid, Dim3 block, size_t shared_bytes, const std::function<
   }
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu) return "the grid is too large";
+  if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0) {
+    return "a grid of " + std::to_string(grid.x) + " blocks in clusters of " +
+           std::to_string(cluster);
+  }
   std::lock_guard lock(m.mu);
   if (m.current != nullptr) return "a launch inside a launch";
   m.threads = static_cast<unsigned int>(threads);
   m.grid = grid;
   m.block = block;
   m.body = &body;
-  m.warps.resize(threads / kWarpSize);
-  while (m.pool.size() < threads) m.pool.push_back(std::make_unique<Thread>());
+  m.blocks.resize(cluster);
+  m.warps.resize(m.all_threads() / kWarpSize);
+  while (m.pool.size() < m.all_threads()) m.pool.push_back(std::make_unique<Thread>());
   void* shared = nullptr;
-  if (posix_memalign(&shared, 128, shared_bytes + kCanaryBytes) != 0) std::abort();
+  const size_t block_bytes = (shared_bytes + kCanaryBytes + 127) / 128 * 128;
+  if (posix_memalign(&shared, 128, block_bytes * cluster) != 0) std::abort();
   m.shared.reset(static_cast<std::byte*>(shared));
+  for (unsigned int i = 0; i < cluster; ++i) m.blocks[i].shared = m.shared.get() + i * block_bytes;
+  m.shared_bytes = shared_bytes;
   ++m.launches;
 
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  std::vector<uint64_t> order(blocks);
+  std::vector<uint64_t> order(uint64_t{grid.x} * grid.y * grid.z / cluster);
   std::iota(order.begin(), order.end(), uint64_t{0});
   if (m.schedule.order == Order::kReversed) std::reverse(order.begin(), order.end());
   if (m.schedule.order == Order::kSeeded) std::shuffle(order.begin(), order.end(), m.rng);
   for (uint64_t i : order) {
-    m.block_index =
-        Dim3(static_cast<unsigned int>(i % grid.x), static_cast<unsigned int>(i / grid.x % grid.y),
-             static_cast<unsigned int>(i / grid.x / grid.y));
-    std::string fault = m.RunBlock(shared_bytes);
+    for (unsigned int b = 0; b < cluster; ++b) {
+      const uint64_t index = i * cluster + b;
+      m.blocks[b].index = Dim3(static_cast<unsigned int>(index % grid.x),
+                               static_cast<unsigned int>(index / grid.x % grid.y),
+                               static_cast<unsigned int>(index / grid.x / grid.y));
+    }
+    std::string fault = m.RunCluster();
     if (!fault.empty()) {
       m.pool.clear();  // with whatever is left on their stacks
       return fault;
     }
   }
   return "";
-}
-
-const Dim3& ThreadIndex() { return m.current->index; }
-const Dim3& BlockIndex() { return m.block_index; }
-const Dim3& BlockSize() { return m.block; }
-const Dim3& GridSize() { return m.grid; }
-std::byte* SharedMemory() { return m.shared.get(); }
-
-void Fault(const char* message, const Place* other, const Place& where) {
-  // The fiber is abandoned: nothing on its stack may own memory.
-  m.fault = ThreadName(*m.current) + ": " + message;
-  if (other != nullptr) m.fault += " at " + Text(*other) + ", this one";
-  m.fault += " at " + Text(where);
-  m.current->fiber.Suspend();
-  std::abort();  // a faulty launch is never resumed
-}
-
-void SyncThreads(const Place& where) {
-  Thread* self = m.current;
-  if (m.at_barrier > 0 && !Same(m.barrier_where, where)) {
-    Fault("a divergent barrier: other threads wait", &m.barrier_where, where);
-  }
-  m.barrier_where = where;
-  self->where = where;
-  self->state = State::kAtBarrier;
-  ++m.at_barrier;
-  char* tag = &m.barrier_tags[m.barrier_generation % 2];
-  Release(tag);
-  self->fiber.Suspend();
-  Acquire(tag);
-}
-
-void WarpOperation(uint32_t mask, const void* in, void* out, void (*compute)(WarpLanes& lanes),
-                   bool order_memory, const Place& where) {
-  Thread* self = m.current;
-  if (mask != kFullMask) Fault("a warp operation with a mask that is not full", nullptr, where);
-  Warp& warp = m.warps[self->id / kWarpSize];
-  if (warp.arrived > 0 && (warp.compute != compute || !Same(warp.where, where))) {
-    Fault("a divergent warp operation: other lanes wait", &warp.where, where);
-  }
-  warp.compute = compute;
-  warp.where = where;
-  warp.lanes.in[self->id % kWarpSize] = in;
-  warp.lanes.out[self->id % kWarpSize] = out;
-  self->where = where;
-  char* tag = &warp.tags[warp.generation % 2];
-  if (order_memory) Release(tag);
-  if (++warp.arrived < kWarpSize) {
-    self->state = State::kInWarpOperation;
-    self->fiber.Suspend();
-  } else {
-    BeginUnchecked();
-    compute(warp.lanes);
-    EndUnchecked();
-    warp.arrived = 0;
-    ++warp.generation;
-    const unsigned int first = self->id / kWarpSize * kWarpSize;
-    for (unsigned int i = first; i < first + kWarpSize; ++i) m.pool[i]->state = State::kRunnable;
-  }
-  if (order_memory) Acquire(tag);
-}
-
-void CopyAsync(void* shared, const void* global, size_t size_bytes, size_t source_bytes) {
-  m.current->copies.push_back({shared, global, size_bytes, source_bytes, m.current->copy_group});
-}
-
-void CopyAsyncCommit() { ++m.current->copy_group; }
-
-void CopyAsyncWait(int pending_groups) {
-  Thread& self = *m.current;
-  while (!self.copies.empty() && self.copies.front().group < self.copy_group - pending_groups) {
-    const PendingCopy& copy = self.copies.front();
-    std::memcpy(copy.shared, copy.global, copy.source_bytes);
-    std::memset(static_cast<std::byte*>(copy.shared) + copy.source_bytes, 0,
-                copy.size_bytes - copy.source_bytes);
-    self.copies.pop_front();
-  }
 }
 
 }  // namespace simt

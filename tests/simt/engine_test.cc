@@ -35,6 +35,7 @@ class SimtEngineTest : public testing::Test {
   void TearDown() override {
     faults::Heal();
     faults::SetDeviceCount(1);
+    faults::SetComputeCapability(0);
     faults::SetFreeMemory(int64_t{64} << 20);
   }
   static absl::StatusOr<std::unique_ptr<Engine>> Start(const EngineConfig& config,
@@ -51,6 +52,16 @@ class SimtEngineTest : public testing::Test {
   }
   static std::string Text(const absl::Status& status) { return std::string(status.message()); }
 };
+
+TEST_F(SimtEngineTest, WithoutWgmmaWhenAsked) {
+  faults::SetComputeCapability(9);
+  const auto described = [](bool wgmma) {
+    auto backend = kernels::OpenBackend({.device = "cuda", .wgmma = wgmma});
+    return backend.ok() ? (*backend)->Describe() : std::string(backend.status().message());
+  };
+  EXPECT_THAT(described(false), testing::HasSubstr(kernels::kWithoutWgmma));
+  EXPECT_THAT(described(true), testing::HasSubstr("pinned products of many tokens by wgmma"));
+}
 
 TEST_F(SimtEngineTest, PortableAnswersHaveTheCpusBits) {
   for (const TestModel* model : {&TinyModel(), &TinyMoeModel()}) {

@@ -17,6 +17,8 @@ void SetFreeMemory(int64_t bytes);
 // As a new process would find the device.
 void Heal();
 void SetDeviceCount(int devices);
+// 0, which has none of the kernels for one kind of device, or 9, which has those for Hopper.
+void SetComputeCapability(int major);
 // Allocations so far, of device and page-locked memory.
 int64_t Allocations();
 

@@ -25,6 +25,7 @@ struct State {
   int64_t allocations = 0;
   int64_t free_bytes = int64_t{64} << 20;
   int devices = 1;
+  int major = 0;  // of the compute capability
 
   absl::Status Sticky() {
     std::lock_guard lock(mu);
@@ -75,6 +76,7 @@ void Heal() {
   state.allocations_left = std::numeric_limits<int64_t>::max();
 }
 void SetDeviceCount(int devices) { TheState().devices = devices; }
+void SetComputeCapability(int major) { TheState().major = major; }
 int64_t Allocations() {
   std::lock_guard lock(TheState().mu);
   return TheState().allocations;
@@ -93,6 +95,7 @@ absl::StatusOr<DeviceInfo> OpenDevice(int index) {
   if (absl::Status sticky = TheState().Sticky(); !sticky.ok()) return sticky;
   DeviceInfo info;
   info.name = "emulator";
+  info.major = TheState().major;
   info.multiprocessors = 4;
   info.memory_bytes = size_t{1} << 32;
   info.max_shared_bytes = 227 << 10;
