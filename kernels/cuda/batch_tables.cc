@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/step_graphs.h"
+
 namespace verbatim::kernels::cuda {
 namespace {
 
@@ -116,6 +118,34 @@ void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
     }
     if (few) tables->split_tiles = static_cast<int64_t>(tables->tiles.size());
   }
+}
+
+void BuildDecodeTables(const KvCacheConfig& config, int64_t heads_per_kv,
+                       absl::Span<const SequenceSpan> spans, int64_t rows, bool mma,
+                       int64_t max_row_cuts, AttentionTables* tables) {
+  Clear(tables);
+  int64_t most_cuts = 1;
+  for (const SequenceSpan& span : spans) {
+    most_cuts = std::max(most_cuts, CutsOf(int64_t{span.first_position} + 1));
+  }
+  const int64_t cuts = GraphCuts(most_cuts);
+  const bool walks =
+      mma && (heads_per_kv > 2 * kSplitTileQueries || (cuts > 1 && rows * cuts > max_row_cuts));
+  tables->tile_queries = heads_per_kv > 8 ? 32 : 8;
+  int64_t tile_queries = tables->tile_queries;
+  if (mma) tile_queries = walks ? kWalkTileQueries : kSplitTileQueries;
+  tables->row_cuts.assign(static_cast<size_t>(walks ? 0 : rows), 0);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    AddTiles(spans[i], AddPages(config, spans[i], tables), heads_per_kv, tile_queries, tables);
+    if (!walks) {
+      tables->row_cuts[i] = static_cast<int32_t>(CutsOf(int64_t{spans[i].first_position} + 1));
+    }
+  }
+  tables->tiles.resize(
+      static_cast<size_t>(rows * ((heads_per_kv + tile_queries - 1) / tile_queries)),
+      AttentionTile{});
+  if (mma && !walks) tables->split_tiles = static_cast<int64_t>(tables->tiles.size());
+  (walks ? tables->max_walk_cuts : tables->max_cuts) = cuts;
 }
 
 bool SpanMemory::SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt,

@@ -34,6 +34,13 @@ void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
                              absl::Span<const SequenceSpan> spans, int64_t max_row_cuts,
                              AttentionTables* tables);
 
+// The tables of a decode step that computes `rows` rows, the last of them padding: how many tiles,
+// the way of the matrix units (`mma`) and the numbers of cuts, of which there may be more than any
+// row has, depend on `rows` and on GraphCuts of the longest history alone.
+void BuildDecodeTables(const KvCacheConfig& config, int64_t heads_per_kv,
+                       absl::Span<const SequenceSpan> spans, int64_t rows, bool mma,
+                       int64_t max_row_cuts, AttentionTables* tables);
+
 // Whether two lists of spans name the same rows and pages; remembers the last list.
 class SpanMemory {
  public:

@@ -59,6 +59,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
 CudaBackend::~CudaBackend() {
   // Memory goes only when nothing on the stream can touch it; a device that has failed cannot.
   runtime::Synchronize(stream_).IgnoreError();
+  graphs_.Clear();
   runtime::DestroyStream(stream_);
 }
 

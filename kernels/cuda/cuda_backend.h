@@ -7,17 +7,20 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/batch_tables.h"
+#include "kernels/cuda/cuda_kv_cache.h"
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/cuda_sampler.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/expert_tables.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/step_graphs.h"
 
 namespace verbatim::kernels::cuda {
 
@@ -36,6 +39,8 @@ struct CudaBackendOptions {
   // rows.
   size_t sampling_scratch_bytes = size_t{128} << 20;
   size_t sampling_list_bytes = size_t{16} << 20;
+  // Recorded decode steps that are kept; 0: every operation is launched by itself.
+  size_t max_graphs = 256;
 };
 
 class CudaBackend final : public Backend {
@@ -69,6 +74,16 @@ class CudaBackend final : public Backend {
                                           int64_t num_heads,
                                           absl::Span<const SequenceSpan> spans) const override;
 
+  int64_t DecodeRows(int64_t sequences) const override { return GraphRows(sequences); }
+  bool RecordsDecode() const override { return options_.max_graphs > 0; }
+  // A step of kMaxGraphRows rows or fewer is recorded when it is first met, behind its operations,
+  // which have then loaded and uploaded what they need: a graph holds kernels and nothing else.
+  absl::Status RunDecode(const DecodeStep& step,
+                         absl::FunctionRef<absl::Status()> operations) override;
+  // Steps so far that were recorded, and that a graph computed.
+  int64_t recorded_steps() const { return recorded_steps_; }
+  int64_t replayed_steps() const { return replayed_steps_; }
+
   absl::Status Embedding(const EmbeddingParams& params) override;
   absl::Status RmsNorm(const RmsNormParams& params) override;
   absl::Status Gemm(const GemmParams& params) override;
@@ -86,7 +101,10 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const CudaBackendOptions& options, runtime::DeviceInfo info, Stream stream)
-      : options_(options), info_(std::move(info)), stream_(stream) {}
+      : options_(options),
+        info_(std::move(info)),
+        stream_(stream),
+        graphs_(options.max_graphs, stream) {}
 
   // Makes the device the calling thread's: a step's first calls (uploads, Embedding) and everything
   // that waits do so, because the engine's thread need not be the one that created the backend.
@@ -95,6 +113,12 @@ class CudaBackend final : public Backend {
   absl::Status GroupedGemmOnMatrixUnits(const GroupedGemmParams& params, GroupedGemmArgs args,
                                         absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
+  // cuda_attention.cc. `UploadStepTables` leaves tables that KvWrite and Attention know.
+  absl::Status UploadKvRows();
+  absl::Status UploadAttentionTables();
+  absl::Status UploadStepTables(const DecodeStep& step, const CudaKvCache& cache);
+  absl::Status RunPrepared(const DecodeStep& step, const CudaKvCache& cache,
+                           absl::FunctionRef<absl::Status()> operations);
   // What the kernels' fault word says, as a status; the word is cleared.
   absl::Status TakeFault();
   uint32_t* fault() { return static_cast<uint32_t*>(fault_->data()); }
@@ -111,6 +135,12 @@ class CudaBackend final : public Backend {
   SpanMemory kv_spans_, attention_spans_;
   std::vector<KvRow> kv_rows_;
   AttentionTables tables_;
+  std::vector<char> table_bytes_;
+  // Recorded steps, valid while weights and tables of experts are where they were then.
+  StepGraphs graphs_;
+  std::pair<uint64_t, uint64_t> graphs_epoch_;
+  bool in_step_ = false;
+  int64_t recorded_steps_ = 0, replayed_steps_ = 0;
 };
 
 }  // namespace verbatim::kernels::cuda

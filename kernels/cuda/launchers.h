@@ -12,6 +12,7 @@
 #include "kernels/cuda/stream.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/dtype.h"
+#include "kernels/ops/moe.h"
 #include "kernels/ops/tree_sum.h"
 
 namespace verbatim::kernels::cuda {
@@ -115,7 +116,7 @@ struct KvLayout {
 // One row of the batch that is written: its row, and where its position lies.
 struct KvRow {
   int32_t row;
-  int32_t page;
+  int32_t page;    // −1: the row is not written
   int32_t offset;  // position within the page
 };
 
@@ -136,8 +137,8 @@ struct AttentionTile {
   int32_t first_row;       // of the span, in the batch
   int32_t first_position;  // of the span
   int32_t first_query;
-  int32_t num_queries;
-  int32_t first_page;  // index into the page table of the span's first page
+  int32_t num_queries;  // 0: nothing is computed
+  int32_t first_page;   // index into the page table of the span's first page
 };
 
 struct AttentionArgs {
@@ -222,6 +223,7 @@ struct MoeRouteArgs {
   int64_t capacity;  // 0: no limit
   bool next;         // a full expert's token takes its next one
   const uint8_t* exempt;
+  const MoeStepLimits* limits;  // or null
   int32_t* experts;
   int32_t* wanted;
   float* weights;

@@ -20,7 +20,9 @@ set(VERBATIM_CUDA_KERNELS
   tree_sum.cu)
 set(VERBATIM_CUDA_HOST_SOURCES
   batch_tables.cc
+  cuda_attention.cc
   cuda_backend.cc
+  cuda_decode.cc
   cuda_kv_cache.cc
   cuda_matrix.cc
   cuda_moe.cc
@@ -28,6 +30,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   cuda_sampler.cc
   device_memory.cc
   expert_tables.cc
+  step_graphs.cc
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS

@@ -13,6 +13,8 @@ void FailDevice(const absl::Status& status);
 void FailDeviceAfter(int64_t operations, const absl::Status& status);
 // The allocation after so many more, and every one behind it, finds no memory.
 void FailAllocationsAfter(int64_t allocations);
+// The recording of a step after so many more fails.
+void FailRecordingsAfter(int64_t recordings);
 void SetFreeMemory(int64_t bytes);
 // As a new process would find the device.
 void Heal();
