@@ -44,12 +44,6 @@ bool ForwardBatch::IsDecode() const {
   return true;
 }
 
-int64_t Transformer::ComputedRows(int64_t decode_rows) const {
-  if (sharded()) return decode_rows;
-  return std::clamp(backend_.DecodeRows(decode_rows), decode_rows,
-                    std::max(decode_rows, options_.max_batch_rows));
-}
-
 absl::Status Transformer::TryDecode(const NumericMode& mode, kernels::KvCache& cache) {
   if (sharded() || !backend_.RecordsDecode()) return absl::OkStatus();
   const int32_t page = 0;
@@ -105,7 +99,7 @@ absl::Status Transformer::ForwardShard(const ForwardBatch& batch, const NumericM
                                        kernels::KvCache& cache) {
   // Ranks exchange partial sums in the middle of a step, which no backend records.
   const bool decode = !sharded() && batch.IsDecode();
-  const int64_t rows = decode ? ComputedRows(batch.rows()) : batch.rows();
+  const int64_t rows = ComputedRows(batch.rows(), decode);
   absl::Status status = UploadRows(batch, rows);
   status.Update(feed_forward_->Begin(batch.rows(), batch.capacity_exempt, batch.forced_routing,
                                      decode ? rows : 0));

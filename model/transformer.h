@@ -73,10 +73,9 @@ class Transformer {
   // Rows that Forward computes, at least the batch's: decode steps have padding behind them where
   // the backend asks for it, whether or not somebody looks on. A THROUGHPUT kernel may be chosen by
   // this number.
-  int64_t ComputedRows(const ForwardBatch& batch) const {
-    return batch.IsDecode() ? ComputedRows(batch.rows()) : batch.rows();
+  int64_t ComputedRows(int64_t rows, bool is_decode) const {
+    return is_decode && !sharded() ? backend_.DecodeRows(rows) : rows;
   }
-  int64_t ComputedRows(int64_t decode_rows) const;
 
   // Where the backend records decode steps: runs one of one sequence on page 0 of the cache, whose
   // content is lost, and replays it, so that what cannot be recorded shows now. Its results are
@@ -203,7 +202,7 @@ class Transformer {
   std::unique_ptr<kernels::WeightMatrix> embed_;    // also lm_head where that is null
   std::unique_ptr<kernels::WeightMatrix> lm_head_;  // null when tied, with one rank
   std::unique_ptr<kernels::Buffer> final_norm_, cos_, sin_;
-  // Activations, all fp32 with max_batch_rows (or max_logit_rows) rows.
+  // Activations, all fp32 with room for the padding of max_batch_rows (or max_logit_rows) rows.
   std::unique_ptr<kernels::Buffer> tokens_, positions_, x_, normed_, qkv_, attended_;
   std::unique_ptr<kernels::Buffer> partial_;  // null with one rank
   std::unique_ptr<kernels::Buffer> row_index_, gathered_, gathered_normed_, logits_;

@@ -165,6 +165,9 @@ flags::FlagSet ServerConfig::Flags() {
   flags.Add("cpu-isa", &cpu_isa,
             "auto, scalar, avx2 or avx512; never changes a deterministic answer");
   flags.Add("device", &device, kernels::kDeviceHelp);
+  flags.Add("enforce-eager", &enforce_eager,
+            "on a GPU: launch each operation of a decode step by itself instead of replaying the "
+            "step as a CUDA graph; never changes an answer");
   flags.Add("tensor-parallel-size", &tensor_parallel_size,
             "ranks that share the model out among them, a power of two: mpirun -n N verbatim serve "
             "--tensor-parallel-size N; never changes a deterministic answer");
@@ -174,6 +177,9 @@ flags::FlagSet ServerConfig::Flags() {
 absl::Status ServerConfig::FillDeviceDefaults() {
   if (!OnGpu() && gpu_memory_utilization.has_value()) {
     return Bad("gpu-memory-utilization", "is for --device cuda; a CPU takes --kv-cache-bytes");
+  }
+  if (!OnGpu() && enforce_eager) {
+    return Bad("enforce-eager", "is for --device cuda; a CPU records no steps");
   }
   if (gpu_memory_utilization.has_value() && kv_cache_bytes.has_value()) {
     return Bad("gpu-memory-utilization", "and --kv-cache-bytes exclude each other");
@@ -369,7 +375,8 @@ kernels::BackendOptions ServerConfig::ToBackendOptions() const {
   return {.device = device,
           .threads = threads,
           .isa = Isa(),
-          .matrix_units = Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned)};
+          .matrix_units = Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned),
+          .enforce_eager = enforce_eager};
 }
 
 std::optional<kernels::cpu::Isa> ServerConfig::Isa() const {

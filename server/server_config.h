@@ -44,6 +44,7 @@ struct ServerConfig {
   int32_t threads = 0;  // 0: every core this process may use
   std::string cpu_isa = "auto";
   std::string device = "cpu";
+  bool enforce_eager = false;
   int32_t tensor_parallel_size = 1;
 
   double moe_capacity_factor = 0;  // 0: no limit

@@ -4,8 +4,12 @@
 
 namespace verbatim::kernels {
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units) {
-  return cuda::CudaBackend::Create({.device = index, .matrix_units = matrix_units});
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options) {
+  cuda::CudaBackendOptions cuda;
+  cuda.device = index;
+  cuda.matrix_units = options.matrix_units;
+  if (options.enforce_eager) cuda.max_graphs = 0;
+  return cuda::CudaBackend::Create(cuda);
 }
 
 }  // namespace verbatim::kernels

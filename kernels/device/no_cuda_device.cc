@@ -3,7 +3,7 @@
 
 namespace verbatim::kernels {
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int, bool) {
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int, const BackendOptions&) {
   return absl::FailedPreconditionError(
       "this program was built without CUDA (configure with the preset cuda, or "
       "-DVERBATIM_CUDA=ON)");

@@ -28,8 +28,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   if (!device->is_cuda) {
     return cpu::CpuBackend::Create({.threads = options.threads, .isa = options.isa});
   }
-  absl::StatusOr<std::unique_ptr<Backend>> backend =
-      OpenCudaDevice(device->index, options.matrix_units);
+  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenCudaDevice(device->index, options);
   if (backend.ok()) return backend;
   return absl::Status(
       backend.status().code(),

@@ -34,6 +34,8 @@ struct BackendOptions {
   std::optional<cpu::Isa> isa;  // CPU; unset: the widest of this machine
   // GPU: serve PINNED and THROUGHPUT, for which weights are also kept as bf16.
   bool matrix_units = true;
+  // GPU: launches every operation of a decode step by itself and records none (CUDA graphs).
+  bool enforce_eager = false;
 };
 
 // As ParseDevice. FAILED_PRECONDITION, naming --device: this program was built without CUDA; no
@@ -42,8 +44,8 @@ struct BackendOptions {
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options);
 
 // Defined once in a program, by cuda_device.cc where it was built with CUDA, else by
-// no_cuda_device.cc. Device `index`, with room for working memory as the defaults of
-// cuda::CudaBackendOptions give it.
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units);
+// no_cuda_device.cc. Device `index`, with the GPU's options and room for working memory as the
+// defaults of cuda::CudaBackendOptions give it.
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options);
 
 }  // namespace verbatim::kernels

@@ -39,16 +39,17 @@ void PlantFault() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, bool matrix_units) {
+absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options) {
   PlantFault();
   return cuda::CudaBackend::Create({.device = index,
-                                    .matrix_units = matrix_units,
+                                    .matrix_units = options.matrix_units,
                                     .workspace_bytes = size_t{4} << 20,
                                     .table_bytes = size_t{1} << 20,
                                     .expert_table_bytes = size_t{1} << 16,
                                     .staging_slot_bytes = size_t{1} << 20,
                                     .sampling_scratch_bytes = size_t{4} << 20,
-                                    .sampling_list_bytes = size_t{1} << 20});
+                                    .sampling_list_bytes = size_t{1} << 20,
+                                    .max_graphs = options.enforce_eager ? size_t{0} : 64});
 }
 
 }  // namespace verbatim::kernels

@@ -187,7 +187,8 @@ class WrongTokenBackend final : public kernels::ForwardingBackend {
 };
 
 TEST_F(SimtEngineTest, WhatAKernelFindsInItsInputEndsThatStepAlone) {
-  auto backend = kernels::OpenBackend({.device = "cuda"});
+  // A replay would have the arguments that were right for the step before.
+  auto backend = kernels::OpenBackend({.device = "cuda", .enforce_eager = true});
   ASSERT_TRUE(backend.ok()) << backend.status();
   EngineConfig config = SmallConfig();
   config.on_failure = [](const absl::Status& status) { ADD_FAILURE() << status; };
