@@ -9,7 +9,8 @@
 namespace verbatim::kernels::cuda {
 namespace {
 
-constexpr int kStagingSlots = 4;
+// More than a decode step's uploads: none of them waits for another one's copy.
+constexpr int kStagingSlots = 8;
 
 std::string Architecture(const runtime::DeviceInfo& info) {
   return absl::StrCat("sm", info.major, info.minor);
