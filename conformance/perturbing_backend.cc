@@ -115,7 +115,7 @@ absl::Status PerturbingBackend::RunDecode(const kernels::DecodeStep& step,
   if (routed_decodes_ > 0 && routed_decodes_++ % 2 == 1) mapped.replayable = false;
   int calls = 0;
   in_decode_ = true;
-  const absl::Status status = inner().RunDecode(mapped, [&] {
+  absl::Status status = inner().RunDecode(mapped, [&] {
     recording_ = calls++ > 0;
     return operations();
   });

@@ -54,7 +54,7 @@ absl::Status OtherSpans(const char* operation) {
 
 absl::Status CudaBackend::UploadKvRows() {
   const size_t size_bytes = kv_rows_.size() * sizeof(KvRow);
-  const absl::Status status =
+  absl::Status status =
       size_bytes > kv_tables_->size_bytes()
           ? absl::ResourceExhaustedError(
                 absl::StrCat("KvWrite: a batch of ", kv_rows_.size(), " rows needs ", size_bytes,
@@ -161,25 +161,25 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
   }
   const TablePlaces places(tables_);
   const char* const memory = static_cast<const char*>(attention_tables_->data());
-  AttentionArgs args{.layout = cache->layout(),
-                     .layer = params.layer,
-                     .q = params.q,
-                     .q_stride = params.q_stride,
-                     .y = params.y,
-                     .y_stride = params.y_stride,
-                     .num_heads = params.num_heads,
-                     .heads_per_kv = heads_per_kv,
-                     .scale = params.scale,
-                     .tiles = reinterpret_cast<const AttentionTile*>(memory + TablePlaces::kTiles),
-                     .num_tiles = static_cast<int64_t>(tables_.tiles.size()),
-                     .tile_queries = tables_.tile_queries,
-                     .pages = reinterpret_cast<const int32_t*>(memory + places.pages),
-                     .partials = nullptr,
-                     .max_cuts = tables_.max_cuts,
-                     .row_cuts = reinterpret_cast<const int32_t*>(memory + places.cuts),
-                     .batch_rows = static_cast<int64_t>(tables_.row_cuts.size()),
-                     .round = !IsStrong(params.mode.policy) &&
-                              params.mode.activations == ActivationType::kBF16};
+  AttentionArgs args{
+      .layout = cache->layout(),
+      .layer = params.layer,
+      .q = params.q,
+      .q_stride = params.q_stride,
+      .y = params.y,
+      .y_stride = params.y_stride,
+      .num_heads = params.num_heads,
+      .heads_per_kv = heads_per_kv,
+      .scale = params.scale,
+      .tiles = reinterpret_cast<const AttentionTile*>(memory + TablePlaces::kTiles),
+      .num_tiles = static_cast<int64_t>(tables_.tiles.size()),
+      .tile_queries = tables_.tile_queries,
+      .pages = reinterpret_cast<const int32_t*>(memory + places.pages),
+      .partials = nullptr,
+      .max_cuts = tables_.max_cuts,
+      .row_cuts = reinterpret_cast<const int32_t*>(memory + places.cuts),
+      .batch_rows = static_cast<int64_t>(tables_.row_cuts.size()),
+      .round = !IsStrong(params.mode.policy) && params.mode.activations == ActivationType::kBF16};
   float* const partials = static_cast<float*>(workspace_->data());
   if (mma) {
     AttentionArgs walk = args;

@@ -28,7 +28,7 @@ runtime::Graph* StepGraphs::Find(const Key& key) {
 
 absl::Status StepGraphs::Record(const Key& key, absl::FunctionRef<absl::Status()> operations) {
   if (absl::Status begun = runtime::BeginRecording(stream_); !begun.ok()) return begun;
-  const absl::Status put = operations();
+  absl::Status put = operations();
   // Also after a failure, which is then the one to report.
   const absl::StatusOr<runtime::Graph*> graph = runtime::EndRecording(stream_);
   if (!put.ok()) {
