@@ -301,9 +301,9 @@ TEST_F(DecodeStepsTest, TablesOfExpertsMustFitTogether) {
     matrices.push_back(*backend_->LoadMatrix({&matrix_.stored, 1}, {.for_experts = true}));
   }
   const int32_t offsets[41] = {};
-  const auto product = [&](int first) {
+  const auto product = [&](size_t first) {
     std::vector<const WeightMatrix*> experts;
-    for (int i = 0; i < 40; ++i) experts.push_back(matrices[static_cast<size_t>(first + i)].get());
+    for (size_t i = 0; i < 40; ++i) experts.push_back(matrices[first + i].get());
     return backend_->GroupedGemm({.weights = experts,
                                   .offsets = offsets,
                                   .max_places = 2,
