@@ -80,8 +80,6 @@ class CudaBackend final : public Backend {
   // which have then loaded and uploaded what they need: a graph holds kernels and nothing else.
   absl::Status RunDecode(const DecodeStep& step,
                          absl::FunctionRef<absl::Status()> operations) override;
-  // What everything runs on, for measurements.
-  Stream stream() const { return stream_; }
   // Steps so far that were recorded, and that a graph computed.
   int64_t recorded_steps() const { return recorded_steps_; }
   int64_t replayed_steps() const { return replayed_steps_; }
