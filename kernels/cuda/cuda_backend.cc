@@ -51,6 +51,17 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       CudaSampler::Create(options.sampling_scratch_bytes, options.sampling_list_bytes, *stream);
   if (!sampler.ok()) return sampler.status();
   backend->sampler_ = *std::move(sampler);
+  if (options.matrix_units && options.library_products) {
+    absl::StatusOr<std::unique_ptr<LibraryGemm>> library =
+        LibraryGemm::Open(options.library_workspace_bytes);
+    if (library.ok()) {
+      backend->library_ = *std::move(library);
+    } else if (library.status().code() == absl::StatusCode::kNotFound) {
+      backend->no_library_ = std::string(library.status().message());
+    } else {
+      return library.status();
+    }
+  }
   absl::Status cleared = runtime::Fill(backend->fault(), 0, sizeof(uint32_t), *stream);
   if (!cleared.ok()) return cleared;
   if (absl::Status ready = runtime::Synchronize(*stream); !ready.ok()) return ready;
@@ -67,9 +78,15 @@ CudaBackend::~CudaBackend() {
 std::string CudaBackend::Describe() const {
   // Not which of the machine's devices it is: equal ones give equal bits, and a trace of one may be
   // replayed on another.
-  return absl::StrCat("cuda ", info_.name, ", ", Architecture(info_), ", ", info_.multiprocessors,
-                      " multiprocessors, ", info_.memory_bytes >> 20, " MiB, kernels ",
-                      info_.code_tag);
+  std::string text = absl::StrCat("cuda ", info_.name, ", ", Architecture(info_), ", ",
+                                  info_.multiprocessors, " multiprocessors, ",
+                                  info_.memory_bytes >> 20, " MiB, kernels ", info_.code_tag);
+  if (library_ != nullptr) {
+    absl::StrAppend(&text, ", throughput products by ", library_->Version());
+  } else if (options_.matrix_units) {
+    absl::StrAppend(&text, ", throughput products by pinned kernels (", no_library_, ")");
+  }
+  return text;
 }
 
 absl::Status CudaBackend::CheckPolicy(const char* operation, Policy policy) const {
@@ -89,7 +106,10 @@ absl::StatusOr<std::string> CudaBackend::NumericsTag(Policy policy) const {
     case Policy::kThroughput:
       break;
   }
-  return absl::StrCat("v1/throughput/cuda-", Architecture(info_), "-", info_.name);
+  std::string tag = absl::StrCat("v1/throughput/cuda-", Architecture(info_), "-", info_.name, "-",
+                                 info_.code_tag);
+  if (library_ != nullptr) absl::StrAppend(&tag, "-", library_->Version());
+  return tag;
 }
 
 absl::Status CudaBackend::Enter() { return runtime::UseDevice(options_.device); }

@@ -19,6 +19,7 @@
 #include "kernels/cuda/cuda_sampler.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/expert_tables.h"
+#include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/step_graphs.h"
 
@@ -28,6 +29,10 @@ struct CudaBackendOptions {
   int device = 0;
   // Serve PINNED and THROUGHPUT: keeps each matrix also as bf16, unless it is stored as that.
   bool matrix_units = true;
+  // With matrix_units: THROUGHPUT's dense products by the vendor's library where the machine has
+  // it, with so much working memory of its own; without it they are PINNED's, and Describe says so.
+  bool library_products = true;
+  size_t library_workspace_bytes = size_t{32} << 20;
   // Partial results and activations rounded to bf16; an operation that needs more is refused.
   size_t workspace_bytes = size_t{256} << 20;
   // Page tables and rows of one batch.
@@ -110,6 +115,18 @@ class CudaBackend final : public Backend {
   // that waits do so, because the engine's thread need not be the one that created the backend.
   absl::Status Enter();
   absl::Status GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight, bool round);
+  // What runs for so many tokens, by name.
+  std::string KernelOnMatrixUnits(Policy policy, const CudaMatrix& weight, int64_t tokens) const;
+  // As many tokens at a time as the workspace holds as bf16; 0 if not even one.
+  int64_t SliceTokens(int64_t tokens, const CudaMatrix& weight) const;
+  // How the library multiplies for THROUGHPUT; null: PINNED's kernels do.
+  const LibraryGemm::Algorithm* LibraryAlgorithm(Policy policy,
+                                                 const LibraryGemmShape& shape) const;
+  // The product of `tokens` rows from `first` on, rounded already; false: nothing was done,
+  // PINNED's kernels are to do it.
+  absl::StatusOr<bool> GemmByLibrary(const GemmParams& params, const CudaMatrix& weight,
+                                     int64_t first, int64_t tokens, const void* rounded_x,
+                                     bool round);
   absl::Status GroupedGemmOnMatrixUnits(const GroupedGemmParams& params, GroupedGemmArgs args,
                                         absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
@@ -131,6 +148,8 @@ class CudaBackend final : public Backend {
   std::unique_ptr<PinnedBuffer> fault_copy_;
   std::unique_ptr<ExpertTables> expert_tables_;
   std::unique_ptr<CudaSampler> sampler_;
+  std::unique_ptr<LibraryGemm> library_;  // or null, for this reason
+  std::string no_library_ = "not asked for";
   // Every layer of a step asks with the same spans: the tables are built and uploaded once.
   SpanMemory kv_spans_, attention_spans_;
   std::vector<KvRow> kv_rows_;

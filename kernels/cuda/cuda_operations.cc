@@ -109,9 +109,10 @@ absl::Status CudaBackend::Gemm(const GemmParams& params) {
 }
 
 std::string CudaBackend::GemmKernel(const NumericMode& mode, const WeightMatrix& weight,
-                                    int64_t) const {
+                                    int64_t tokens) const {
   const auto* matrix = dynamic_cast<const CudaMatrix*>(&weight);
-  return matrix != nullptr && InTree(mode, *matrix) ? "cuda tree" : "cuda mma shards";
+  if (matrix == nullptr) return "none";
+  return InTree(mode, *matrix) ? "cuda tree" : KernelOnMatrixUnits(mode.policy, *matrix, tokens);
 }
 
 // Every policy cuts where the contract does.
@@ -123,10 +124,9 @@ std::vector<AttentionCut> CudaBackend::AttentionCuts(const NumericMode&, const K
 
 absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight,
                                             bool round) {
-  // As many tokens at a time as the workspace holds; slices change no bits.
+  // Slices change no bits of PINNED.
   const int64_t row_bytes = RowPitch(weight.cols()) * 2;
-  const int64_t slice =
-      std::min(params.tokens, static_cast<int64_t>(workspace_->size_bytes()) / row_bytes);
+  const int64_t slice = SliceTokens(params.tokens, weight);
   if (slice == 0) {
     return absl::ResourceExhaustedError(
         absl::StrCat("Gemm: ", weight.cols(), " columns need ", row_bytes,
@@ -145,6 +145,10 @@ absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const Cuda
     rounding.places.x_rows = tokens;
     absl::Status status = runtime::LaunchStatus("Gemm", LaunchRoundRows(rounding, stream_));
     if (!status.ok()) return status;
+    const absl::StatusOr<bool> by_library =
+        GemmByLibrary(params, weight, first, tokens, rounded, round);
+    if (!by_library.ok()) return by_library.status();
+    if (*by_library) continue;
     status = runtime::LaunchStatus(
         "Gemm", LaunchGemmPinned(
                     {.part = weight.bf16(),

@@ -215,6 +215,18 @@ struct GemmPinnedArgs {
 };
 int LaunchGemmPinned(const GemmPinnedArgs& args, Stream stream);
 
+// In place, y = bf16(y + bias): what a library's product leaves to do. A null bias and
+// rounding that is not asked for are left out.
+struct GemmFinishArgs {
+  int64_t tokens;
+  int64_t rows;
+  float* y;
+  int64_t y_stride;
+  const float* bias;
+  bool round;
+};
+int LaunchGemmFinish(const GemmFinishArgs& args, Stream stream);
+
 struct MoeRouteArgs {
   const float* logits;
   int64_t tokens, num_experts, top_k;

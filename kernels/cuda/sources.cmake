@@ -5,6 +5,7 @@ set(VERBATIM_CUDA_KERNELS
   attention_mma_walk.cu
   embedding.cu
   gather_rows.cu
+  gemm_finish.cu
   gemm_pinned.cu
   gemm_portable.cu
   grouped_gemm_pinned.cu
@@ -24,6 +25,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   cuda_backend.cc
   cuda_decode.cc
   cuda_kv_cache.cc
+  cuda_library_products.cc
   cuda_matrix.cc
   cuda_moe.cc
   cuda_operations.cc
@@ -40,5 +42,6 @@ set(VERBATIM_CUDA_TESTS
   gemm_pinned_test
   gemm_portable_test
   grouped_gemm_test
+  library_gemm_test
   moe_test
   row_operations_test)

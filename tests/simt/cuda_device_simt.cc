@@ -43,6 +43,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const Backend
   PlantFault();
   return cuda::CudaBackend::Create({.device = index,
                                     .matrix_units = options.matrix_units,
+                                    .library_workspace_bytes = size_t{1} << 16,
                                     .workspace_bytes = size_t{4} << 20,
                                     .table_bytes = size_t{1} << 20,
                                     .expert_table_bytes = size_t{1} << 16,

@@ -19,6 +19,10 @@ void SetFreeMemory(int64_t bytes);
 // As a new process would find the device.
 void Heal();
 void SetDeviceCount(int devices);
+// Whether the machine has a library of matrix products, and a number of tokens for which it has
+// none. Backends opened before have it still.
+void SetLibraryPresent(bool is_present);
+void SetLibraryUnknownTokens(int64_t tokens);
 // Allocations so far, of device and page-locked memory.
 int64_t Allocations();
 

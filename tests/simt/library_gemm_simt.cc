@@ -1,0 +1,96 @@
+// The library of products on the emulator: sums in fp32, in an order that follows the number of
+// tokens as a vendor's heuristics do.
+#include <algorithm>
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/library_gemm.h"
+#include "kernels/cuda/runtime.h"
+#include "kernels/numerics/bf16.h"
+#include "simt/faults.h"
+
+namespace verbatim::kernels::cuda {
+namespace {
+
+bool present = true;
+int64_t unknown_tokens = 0;
+
+// Few outputs: the reduction is split so that more of the device has work.
+int64_t SplitsFor(int64_t tokens) { return tokens <= 4 ? 4 : tokens <= 16 ? 2 : 1; }
+
+class Reference final : public LibraryGemm {
+ public:
+  explicit Reference(std::unique_ptr<DeviceBuffer> workspace) : workspace_(std::move(workspace)) {}
+
+  std::string Version() const override { return "reference-1"; }
+
+  const Algorithm* Choose(const LibraryGemmShape& shape) override {
+    if (shape.tokens == unknown_tokens) return nullptr;
+    const auto key =
+        std::tuple(shape.tokens, shape.rows, shape.cols, shape.y_stride, shape.aligned);
+    auto& choice = choices_[key];
+    if (choice == nullptr) choice = std::make_unique<Choice>(shape);
+    return choice.get();
+  }
+
+  absl::Status Run(const Algorithm& algorithm, const LibraryGemmArgs& args, Stream) override {
+    const auto& choice = static_cast<const Choice&>(algorithm);
+    const LibraryGemmShape& shape = choice.shape;
+    const int64_t splits = choice.splits;
+    if (shape.aligned && (reinterpret_cast<uintptr_t>(args.y) % 16 != 0 ||
+                          reinterpret_cast<uintptr_t>(args.residual) % 16 != 0)) {
+      return absl::InternalError("cuda: the reference product: y is not aligned as it was said");
+    }
+    const auto* x = static_cast<const uint16_t*>(args.x);
+    const auto* w = static_cast<const uint16_t*>(args.w);
+    for (int64_t t = 0; t < shape.tokens; ++t) {
+      for (int64_t n = 0; n < shape.rows; ++n) {
+        float sum = 0.0f;
+        for (int64_t split = 0; split < splits; ++split) {
+          float part = 0.0f;
+          for (int64_t k = split * shape.cols / splits; k < (split + 1) * shape.cols / splits;
+               ++k) {
+            part += numerics::FloatFromBf16(x[t * shape.cols + k]) *
+                    numerics::FloatFromBf16(w[n * shape.cols + k]);
+          }
+          sum += part;
+        }
+        const int64_t at = t * shape.y_stride + n;
+        args.y[at] = args.residual != nullptr ? args.residual[at] + sum : sum;
+      }
+    }
+    return runtime::LaunchStatus("Gemm", 0);
+  }
+
+ private:
+  struct Choice final : public Algorithm {
+    explicit Choice(const LibraryGemmShape& of)
+        : Algorithm(absl::StrCat("reference splitk ", SplitsFor(of.tokens))),
+          shape(of),
+          splits(SplitsFor(of.tokens)) {}
+    const LibraryGemmShape shape;
+    const int64_t splits;
+  };
+
+  const std::unique_ptr<DeviceBuffer> workspace_;
+  std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, bool>, std::unique_ptr<Choice>> choices_;
+};
+
+}  // namespace
+
+namespace simt_faults {
+void SetLibraryPresent(bool is_present) { present = is_present; }
+void SetLibraryUnknownTokens(int64_t tokens) { unknown_tokens = tokens; }
+}  // namespace simt_faults
+
+absl::StatusOr<std::unique_ptr<LibraryGemm>> LibraryGemm::Open(size_t workspace_bytes) {
+  if (!present) return absl::NotFoundError("no reference library");
+  absl::StatusOr<std::unique_ptr<DeviceBuffer>> workspace = DeviceBuffer::Create(workspace_bytes);
+  if (!workspace.ok()) return workspace.status();
+  return std::make_unique<Reference>(*std::move(workspace));
+}
+
+}  // namespace verbatim::kernels::cuda
