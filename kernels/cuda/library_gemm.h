@@ -16,6 +16,16 @@
 
 namespace verbatim::kernels::cuda {
 
+// Numbers of tokens that the library is asked about: 1, 2, 4, multiples of 8 up to 256, of 64 from
+// there on. One that lies between them gets the algorithm of the next: a batch that is padded to
+// such a number has the algorithm of the one that is not, and there is little to remember.
+constexpr int64_t LibraryTokens(int64_t tokens) {
+  if (tokens <= 2) return tokens;
+  if (tokens <= 4) return 4;
+  const int64_t step = tokens <= 256 ? 8 : 64;
+  return (tokens + step - 1) / step * step;
+}
+
 // y [tokens, rows] fp32 = x [tokens, cols] bf16 · wᵀ, w [rows, cols] bf16, sums in fp32.
 struct LibraryGemmShape {
   int64_t tokens = 0;
@@ -64,8 +74,8 @@ class LibraryGemm {
   // The library and its version, without spaces: "cublaslt-13.1.0". The same version chooses the
   // same algorithms on equal devices with equal workspaces.
   virtual std::string Version() const = 0;
-  // The first choice of the library's heuristics for a shape, asked once and remembered; null if it
-  // has none. Nothing is put on a stream.
+  // The first choice of the library's heuristics for a shape with LibraryTokens of its tokens,
+  // asked once and remembered; null if it has none. Nothing is put on a stream.
   virtual const Algorithm* Choose(const LibraryGemmShape& shape) = 0;
   // Puts the product on the stream. `algorithm` is what Choose gave for the shape of `args`. One
   // stream at a time, as the working memory is shared.

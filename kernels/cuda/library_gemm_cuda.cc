@@ -94,9 +94,20 @@ class CublasLt final : public LibraryGemm {
   }
 
   const Algorithm* Choose(const LibraryGemmShape& shape) override {
-    auto [found, is_new] = choices_.try_emplace(shape);
-    if (is_new) found->second = Ask(shape);
-    return found->second.get();
+    const auto found = choices_.find(shape);
+    if (found != choices_.end()) return found->second.get();
+    LibraryGemmShape asked = shape;
+    asked.tokens = LibraryTokens(shape.tokens);
+    std::unique_ptr<Choice> choice;
+    if (asked == shape) {
+      choice = Ask(shape);
+    } else if (const auto* of_more = static_cast<const Choice*>(Choose(asked))) {
+      auto layouts = LayoutsOf(shape);
+      if (layouts->ok()) {
+        choice = std::make_unique<Choice>(of_more->name(), of_more->algo, std::move(layouts));
+      }
+    }
+    return choices_.emplace(shape, std::move(choice)).first->second.get();
   }
 
   absl::Status Run(const Algorithm& algorithm, const LibraryGemmArgs& args,
@@ -156,11 +167,15 @@ class CublasLt final : public LibraryGemm {
     const std::unique_ptr<Layouts> layouts_;
   };
 
-  std::unique_ptr<Choice> Ask(const LibraryGemmShape& shape) {
-    auto layouts = std::unique_ptr<Layouts>(
+  std::unique_ptr<Layouts> LayoutsOf(const LibraryGemmShape& shape) const {
+    return std::unique_ptr<Layouts>(
         new Layouts{{f_, CUDA_R_16BF, shape.cols, shape.rows, shape.cols},
                     {f_, CUDA_R_16BF, shape.cols, shape.tokens, shape.cols},
                     {f_, CUDA_R_32F, shape.rows, shape.tokens, shape.y_stride}});
+  }
+
+  std::unique_ptr<Choice> Ask(const LibraryGemmShape& shape) {
+    std::unique_ptr<Layouts> layouts = LayoutsOf(shape);
     cublasLtMatmulPreference_t preference = nullptr;
     if (!layouts->ok() || f_.preference_create(&preference) != CUBLAS_STATUS_SUCCESS) {
       return nullptr;

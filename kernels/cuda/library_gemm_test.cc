@@ -1,5 +1,7 @@
 // THROUGHPUT's matrix products by the library: against double precision, against the emulator's
 // library spelt out, and the names that say what was chosen. A GPU without the library skips.
+#include "kernels/cuda/library_gemm.h"
+
 #include "gmock/gmock.h"
 #include "kernels/cpu/gemm_test_matrices.h"
 #include "kernels/cuda/backend_pair_test.h"
@@ -231,6 +233,30 @@ TEST_F(LibraryGemmTest, NamesSayWhatWasChosen) {
   EXPECT_THAT(cuda_->Describe(), HasSubstr("throughput products by " + version));
   EXPECT_THAT(cuda_->NumericsTag(Policy::kThroughput).value(), HasSubstr(version));
   EXPECT_THAT(cuda_->NumericsTag(Policy::kPinned).value(), testing::Not(HasSubstr(version)));
+}
+
+// A batch that is padded to one of the numbers that the library is asked about has the algorithm of
+// the one that is not; whether a GPU's algorithm then gives equal bits is its own affair.
+TEST_F(LibraryGemmTest, PaddingChoosesNothingElse) {
+  EXPECT_EQ(LibraryTokens(1), 1);
+  EXPECT_EQ(LibraryTokens(2), 2);
+  EXPECT_EQ(LibraryTokens(3), 4);
+  EXPECT_EQ(LibraryTokens(9), 16);
+  EXPECT_EQ(LibraryTokens(249), 256);
+  EXPECT_EQ(LibraryTokens(257), 320);
+  const int64_t cols = 640, rows = 48;
+  const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, rows, cols, 22);
+  for (int64_t tokens : {3, 5, 13, 17, 30}) {
+    const int64_t padded = LibraryTokens(tokens);
+    EXPECT_EQ(Kernel(w.stored, kFp32, tokens), Kernel(w.stored, kFp32, padded));
+    if (!test_device::Emulated()) continue;
+    const std::vector<float> x = RandomFloats(static_cast<size_t>(padded * cols), 23);
+    std::vector<float> among = Run(*cuda_, {&w.stored, 1}, x, {.tokens = padded});
+    among.resize(static_cast<size_t>(tokens * rows));
+    EXPECT_TRUE(SameBits(among, Run(*cuda_, {&w.stored, 1}, {x.begin(), x.begin() + tokens * cols},
+                                    {.tokens = tokens})))
+        << tokens << " tokens";
+  }
 }
 
 // A workspace that holds few rows: slices have names and products of their own.

@@ -28,7 +28,7 @@ class Reference final : public LibraryGemm {
   std::string Version() const override { return "reference-1"; }
 
   const Algorithm* Choose(const LibraryGemmShape& shape) override {
-    if (shape.tokens == unknown_tokens) return nullptr;
+    if (LibraryTokens(shape.tokens) == unknown_tokens) return nullptr;
     const auto key =
         std::tuple(shape.tokens, shape.rows, shape.cols, shape.y_stride, shape.aligned);
     auto& choice = choices_[key];
@@ -68,9 +68,9 @@ class Reference final : public LibraryGemm {
  private:
   struct Choice final : public Algorithm {
     explicit Choice(const LibraryGemmShape& of)
-        : Algorithm(absl::StrCat("reference splitk ", SplitsFor(of.tokens))),
+        : Algorithm(absl::StrCat("reference splitk ", SplitsFor(LibraryTokens(of.tokens)))),
           shape(of),
-          splits(SplitsFor(of.tokens)) {}
+          splits(SplitsFor(LibraryTokens(of.tokens))) {}
     const LibraryGemmShape shape;
     const int64_t splits;
   };
