@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/runtime.h"
@@ -20,6 +21,25 @@ int64_t unknown_tokens = 0;
 
 // Few outputs: the reduction is split so that more of the device has work.
 int64_t SplitsFor(int64_t tokens) { return tokens <= 4 ? 4 : tokens <= 16 ? 2 : 1; }
+
+// A kernel, so that it is recorded as kernels are. grid (tokens).
+__global__ void ReferenceKernel(LibraryGemmShape shape, LibraryGemmArgs args, int64_t splits) {
+  const auto* w = static_cast<const uint16_t*>(args.w);
+  const int64_t token = blockIdx.x;
+  const auto* x = static_cast<const uint16_t*>(args.x) + token * shape.cols;
+  for (int64_t row = threadIdx.x; row < shape.rows; row += blockDim.x) {
+    float sum = 0.0f;
+    for (int64_t split = 0; split < splits; ++split) {
+      float part = 0.0f;
+      for (int64_t k = split * shape.cols / splits; k < (split + 1) * shape.cols / splits; ++k) {
+        part += numerics::FloatFromBf16(x[k]) * numerics::FloatFromBf16(w[row * shape.cols + k]);
+      }
+      sum += part;
+    }
+    const int64_t at = token * shape.y_stride + row;
+    args.y[at] = args.residual != nullptr ? args.residual[at] + sum : sum;
+  }
+}
 
 class Reference final : public LibraryGemm {
  public:
@@ -36,33 +56,18 @@ class Reference final : public LibraryGemm {
     return choice.get();
   }
 
-  absl::Status Run(const Algorithm& algorithm, const LibraryGemmArgs& args, Stream) override {
+  absl::Status Run(const Algorithm& algorithm, const LibraryGemmArgs& args,
+                   Stream stream) override {
     const auto& choice = static_cast<const Choice&>(algorithm);
     const LibraryGemmShape& shape = choice.shape;
-    const int64_t splits = choice.splits;
     if (shape.aligned && (reinterpret_cast<uintptr_t>(args.y) % 16 != 0 ||
                           reinterpret_cast<uintptr_t>(args.residual) % 16 != 0)) {
       return absl::InternalError("cuda: the reference product: y is not aligned as it was said");
     }
-    const auto* x = static_cast<const uint16_t*>(args.x);
-    const auto* w = static_cast<const uint16_t*>(args.w);
-    for (int64_t t = 0; t < shape.tokens; ++t) {
-      for (int64_t n = 0; n < shape.rows; ++n) {
-        float sum = 0.0f;
-        for (int64_t split = 0; split < splits; ++split) {
-          float part = 0.0f;
-          for (int64_t k = split * shape.cols / splits; k < (split + 1) * shape.cols / splits;
-               ++k) {
-            part += numerics::FloatFromBf16(x[t * shape.cols + k]) *
-                    numerics::FloatFromBf16(w[n * shape.cols + k]);
-          }
-          sum += part;
-        }
-        const int64_t at = t * shape.y_stride + n;
-        args.y[at] = args.residual != nullptr ? args.residual[at] + sum : sum;
-      }
-    }
-    return runtime::LaunchStatus("Gemm", 0);
+    return runtime::LaunchStatus(
+        "the library's product",
+        Launch(ReferenceKernel, {dim3(static_cast<unsigned int>(shape.tokens)), dim3(32), 0},
+               stream, shape, args, choice.splits));
   }
 
  private:
