@@ -141,6 +141,10 @@ struct AttentionTile {
   int32_t first_page;   // index into the page table of the span's first page
 };
 
+// Positions of a cut: the contract's, and those of THROUGHPUT's decode steps with few blocks.
+inline constexpr int64_t kCutLength = 256;
+inline constexpr int64_t kShortCutLength = 64;
+
 struct AttentionArgs {
   KvLayout layout;
   int64_t layer;
@@ -160,6 +164,7 @@ struct AttentionArgs {
   float* partials;
   int64_t max_cuts;
   const int32_t* row_cuts;  // [batch_rows]: cuts of each row's history; 0 for rows of no span
+  int64_t cut_length = kCutLength;  // or kShortCutLength, for LaunchAttentionMmaSplit alone
   int64_t batch_rows;
   bool round;
 };
