@@ -31,18 +31,18 @@ int64_t PartialRowBytes(int64_t num_heads, const KvCacheConfig& config) {
   return num_heads * (config.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
-// What the tables of attention depend on beside the spans: page size, heads, and the width of a
-// partial.
+// What the tables of attention depend on beside the spans: page size, heads, the width of a partial
+// and the length of cuts.
 bool Known(SpanMemory& memory, absl::Span<const SequenceSpan> spans, const KvCacheConfig& config,
-           int64_t num_heads, bool mma) {
+           int64_t num_heads, bool mma, int64_t cut_length) {
   const int64_t heads_per_kv = num_heads / config.num_kv_heads;
   return memory.SameAsBefore(
       spans, (config.page_tokens << 32 | heads_per_kv) << 1 | static_cast<int64_t>(mma),
-      mma ? PartialRowBytes(num_heads, config) : 0);
+      mma ? PartialRowBytes(num_heads, config) * 2 + (cut_length == kShortCutLength ? 1 : 0) : 0);
 }
 
-bool OnMatrixUnits(const NumericMode& mode, const CudaKvCache& cache) {
-  return mode.policy != Policy::kPortable && AttentionOnMatrixUnits(cache.layout());
+bool OnMatrixUnits(const NumericMode& mode, const KvLayout& layout) {
+  return mode.policy != Policy::kPortable && AttentionOnMatrixUnits(layout);
 }
 
 absl::Status OtherSpans(const char* operation) {
@@ -51,6 +51,29 @@ absl::Status OtherSpans(const char* operation) {
 }
 
 }  // namespace
+
+int64_t CudaBackend::MaxRowCuts(const KvCacheConfig& config, int64_t num_heads) const {
+  return static_cast<int64_t>(workspace_->size_bytes()) / PartialRowBytes(num_heads, config);
+}
+
+int64_t CudaBackend::AttentionCutLength(const NumericMode& mode, const KvCacheConfig& config,
+                                        int64_t num_heads,
+                                        absl::Span<const SequenceSpan> spans) const {
+  if (mode.policy != Policy::kThroughput || !OnMatrixUnits(mode, LayoutOf(config))) {
+    return kCutLength;
+  }
+  return ThroughputCutLength(config, num_heads / config.num_kv_heads, spans,
+                             MaxRowCuts(config, num_heads), info_.multiprocessors);
+}
+
+// The strong policies cut where the contract does, and so does THROUGHPUT unless short cuts pay.
+std::vector<AttentionCut> CudaBackend::AttentionCuts(const NumericMode& mode,
+                                                     const KvCacheConfig& cache, int64_t num_heads,
+                                                     absl::Span<const SequenceSpan> spans) const {
+  const int64_t cut_length = AttentionCutLength(mode, cache, num_heads, spans);
+  if (cut_length == kCutLength) return {};
+  return SplitCuts(cache, num_heads / cache.num_kv_heads, spans, cut_length);
+}
 
 absl::Status CudaBackend::UploadKvRows() {
   const size_t size_bytes = kv_rows_.size() * sizeof(KvRow);
@@ -89,15 +112,14 @@ absl::Status CudaBackend::UploadAttentionTables() {
 
 absl::Status CudaBackend::UploadStepTables(const DecodeStep& step, const CudaKvCache& cache) {
   const KvCacheConfig& config = cache.config();
-  const bool mma = OnMatrixUnits(step.mode, cache);
+  const bool mma = OnMatrixUnits(step.mode, cache.layout());
   kv_spans_.SameAsBefore(step.spans, config.page_tokens);
-  Known(attention_spans_, step.spans, config, step.num_heads, mma);
+  const int64_t cut_length = AttentionCutLength(step.mode, config, step.num_heads, step.spans);
+  Known(attention_spans_, step.spans, config, step.num_heads, mma, cut_length);
   BuildKvRows(config, step.spans, &kv_rows_);
   kv_rows_.resize(static_cast<size_t>(step.rows), KvRow{.row = 0, .page = -1, .offset = 0});
-  BuildDecodeTables(
-      config, step.num_heads / config.num_kv_heads, step.spans, step.rows, mma,
-      static_cast<int64_t>(workspace_->size_bytes()) / PartialRowBytes(step.num_heads, config),
-      &tables_);
+  BuildDecodeTables(config, step.num_heads / config.num_kv_heads, step.spans, step.rows, mma,
+                    MaxRowCuts(config, step.num_heads), cut_length, &tables_);
   if (absl::Status status = UploadKvRows(); !status.ok()) return status;
   return UploadAttentionTables();
 }
@@ -146,14 +168,15 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
   const KvCacheConfig& config = cache->config();
   if (absl::Status status = CheckAttention(params, config); !status.ok()) return status;
   const int64_t heads_per_kv = params.num_heads / config.num_kv_heads;
-  const bool mma = OnMatrixUnits(params.mode, *cache);
+  const bool mma = OnMatrixUnits(params.mode, cache->layout());
   const int64_t partial_row_bytes = PartialRowBytes(params.num_heads, config);
-  if (!Known(attention_spans_, params.spans, config, params.num_heads, mma)) {
+  const int64_t cut_length =
+      AttentionCutLength(params.mode, config, params.num_heads, params.spans);
+  if (!Known(attention_spans_, params.spans, config, params.num_heads, mma, cut_length)) {
     if (in_step_) return OtherSpans("Attention");
     if (mma) {
       BuildAttentionMmaTables(config, heads_per_kv, params.spans,
-                              static_cast<int64_t>(workspace_->size_bytes()) / partial_row_bytes,
-                              &tables_);
+                              MaxRowCuts(config, params.num_heads), cut_length, &tables_);
     } else {
       BuildAttentionTables(config, heads_per_kv, params.spans, &tables_);
     }
@@ -178,6 +201,7 @@ absl::Status CudaBackend::Attention(const AttentionParams& params) {
       .partials = nullptr,
       .max_cuts = tables_.max_cuts,
       .row_cuts = reinterpret_cast<const int32_t*>(memory + places.cuts),
+      .cut_length = tables_.cut_length,
       .batch_rows = static_cast<int64_t>(tables_.row_cuts.size()),
       .round = !IsStrong(params.mode.policy) && params.mode.activations == ActivationType::kBF16};
   float* const partials = static_cast<float*>(workspace_->data());

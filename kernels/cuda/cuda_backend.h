@@ -131,6 +131,11 @@ class CudaBackend final : public Backend {
                                         absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
   // cuda_attention.cc. `UploadStepTables` leaves tables that KvWrite and Attention know.
+  // Rows and cuts whose partials the workspace holds; positions of a cut, the contract's but for
+  // some of THROUGHPUT's (ThroughputCutLength).
+  int64_t MaxRowCuts(const KvCacheConfig& config, int64_t num_heads) const;
+  int64_t AttentionCutLength(const NumericMode& mode, const KvCacheConfig& config,
+                             int64_t num_heads, absl::Span<const SequenceSpan> spans) const;
   absl::Status UploadKvRows();
   absl::Status UploadAttentionTables();
   absl::Status UploadStepTables(const DecodeStep& step, const CudaKvCache& cache);

@@ -115,13 +115,6 @@ std::string CudaBackend::GemmKernel(const NumericMode& mode, const WeightMatrix&
   return InTree(mode, *matrix) ? "cuda tree" : KernelOnMatrixUnits(mode.policy, *matrix, tokens);
 }
 
-// Every policy cuts where the contract does.
-std::vector<AttentionCut> CudaBackend::AttentionCuts(const NumericMode&, const KvCacheConfig&,
-                                                     int64_t,
-                                                     absl::Span<const SequenceSpan>) const {
-  return {};
-}
-
 absl::Status CudaBackend::GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight,
                                             bool round) {
   // Slices change no bits of PINNED.
