@@ -108,7 +108,8 @@ json BenchGemm(Backend& backend, cuda::LibraryGemm* library, double copy_rate) {
         const double seconds = MedianSeconds(
             [&](int i) {
               Check(library->Run(*algorithm,
-                                 {.x = device_x16->data(),
+                                 {.tokens = tokens,
+                                  .x = device_x16->data(),
                                   .w = plain[static_cast<size_t>(i % copies)]->data(),
                                   .y = FloatsOf(y)},
                                  nullptr),

@@ -54,6 +54,7 @@ absl::StatusOr<bool> CudaBackend::GemmByLibrary(const GemmParams& params, const 
                                                 const void* rounded_x, bool round) {
   const int64_t offset = first * params.y_stride;
   const LibraryGemmArgs args{
+      .tokens = tokens,
       .x = rounded_x,
       .w = weight.bf16().quants,
       .y = params.y + offset,

@@ -41,8 +41,9 @@ struct LibraryGemmShape {
   }
 };
 
-// Device pointers.
+// Device pointers, and how many tokens there are.
 struct LibraryGemmArgs {
+  int64_t tokens = 0;
   const void* x = nullptr;
   const void* w = nullptr;
   float* y = nullptr;
@@ -78,7 +79,7 @@ class LibraryGemm {
   // asked once and remembered; null if it has none. Nothing is put on a stream.
   virtual const Algorithm* Choose(const LibraryGemmShape& shape) = 0;
   // Puts the product on the stream. `algorithm` is what Choose gave for the shape of `args`. One
-  // stream at a time, as the working memory is shared.
+  // thread and one stream at a time, as the working memory is shared.
   virtual absl::Status Run(const Algorithm& algorithm, const LibraryGemmArgs& args,
                            Stream stream) = 0;
 };

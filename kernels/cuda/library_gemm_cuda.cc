@@ -3,8 +3,6 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
-#include <optional>
-
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device_memory.h"
@@ -30,6 +28,7 @@ struct Functions {
   decltype(&cublasLtMatmulDescDestroy) desc_destroy;
   decltype(&cublasLtMatmulDescSetAttribute) desc_set;
   decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutSetAttribute) layout_set;
   decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
   decltype(&cublasLtMatmulPreferenceCreate) preference_create;
   decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
@@ -54,6 +53,7 @@ const char* FindAll(void* library, Functions* f) {
   find("cublasLtMatmulDescDestroy", &f->desc_destroy);
   find("cublasLtMatmulDescSetAttribute", &f->desc_set);
   find("cublasLtMatrixLayoutCreate", &f->layout_create);
+  find("cublasLtMatrixLayoutSetAttribute", &f->layout_set);
   find("cublasLtMatrixLayoutDestroy", &f->layout_destroy);
   find("cublasLtMatmulPreferenceCreate", &f->preference_create);
   find("cublasLtMatmulPreferenceDestroy", &f->preference_destroy);
@@ -94,34 +94,29 @@ class CublasLt final : public LibraryGemm {
   }
 
   const Algorithm* Choose(const LibraryGemmShape& shape) override {
-    const auto found = choices_.find(shape);
-    if (found != choices_.end()) return found->second.get();
     LibraryGemmShape asked = shape;
     asked.tokens = LibraryTokens(shape.tokens);
-    std::unique_ptr<Choice> choice;
-    if (asked == shape) {
-      choice = Ask(shape);
-    } else if (const auto* of_more = static_cast<const Choice*>(Choose(asked))) {
-      auto layouts = LayoutsOf(shape);
-      if (layouts->ok()) {
-        choice = std::make_unique<Choice>(of_more->name(), of_more->algo, std::move(layouts));
-      }
-    }
-    return choices_.emplace(shape, std::move(choice)).first->second.get();
+    auto [found, is_new] = choices_.try_emplace(asked);
+    if (is_new) found->second = Ask(asked);
+    return found->second.get();
   }
 
   absl::Status Run(const Algorithm& algorithm, const LibraryGemmArgs& args,
                    Stream stream) override {
     const auto& choice = static_cast<const Choice&>(algorithm);
+    const uint64_t tokens = static_cast<uint64_t>(args.tokens);
+    for (cublasLtMatrixLayout_t layout : {choice.x, choice.y}) {
+      const cublasStatus_t set =
+          f_.layout_set(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &tokens, sizeof(tokens));
+      if (set != CUBLAS_STATUS_SUCCESS) return Failed(choice, set);
+    }
     const float one = 1.0f, zero = 0.0f;
     const float* added = args.residual != nullptr ? args.residual : args.y;
     const cublasStatus_t status =
         f_.matmul(handle_, desc_, &one, args.w, choice.w, args.x, choice.x,
                   args.residual != nullptr ? &one : &zero, added, choice.y, args.y, choice.y,
                   &choice.algo, workspace_->data(), workspace_->size_bytes(), stream);
-    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-    return absl::InternalError(
-        absl::StrCat("cuda: cublasLtMatmul (", choice.name(), "): ", f_.status_string(status)));
+    return status == CUBLAS_STATUS_SUCCESS ? absl::OkStatus() : Failed(choice, status);
   }
 
  private:
@@ -167,15 +162,16 @@ class CublasLt final : public LibraryGemm {
     const std::unique_ptr<Layouts> layouts_;
   };
 
-  std::unique_ptr<Layouts> LayoutsOf(const LibraryGemmShape& shape) const {
-    return std::unique_ptr<Layouts>(
-        new Layouts{{f_, CUDA_R_16BF, shape.cols, shape.rows, shape.cols},
-                    {f_, CUDA_R_16BF, shape.cols, shape.tokens, shape.cols},
-                    {f_, CUDA_R_32F, shape.rows, shape.tokens, shape.y_stride}});
+  absl::Status Failed(const Algorithm& algorithm, cublasStatus_t status) const {
+    return absl::InternalError(
+        absl::StrCat("cuda: cublasLtMatmul (", algorithm.name(), "): ", f_.status_string(status)));
   }
 
   std::unique_ptr<Choice> Ask(const LibraryGemmShape& shape) {
-    std::unique_ptr<Layouts> layouts = LayoutsOf(shape);
+    auto layouts = std::unique_ptr<Layouts>(
+        new Layouts{{f_, CUDA_R_16BF, shape.cols, shape.rows, shape.cols},
+                    {f_, CUDA_R_16BF, shape.cols, shape.tokens, shape.cols},
+                    {f_, CUDA_R_32F, shape.rows, shape.tokens, shape.y_stride}});
     cublasLtMatmulPreference_t preference = nullptr;
     if (!layouts->ok() || f_.preference_create(&preference) != CUBLAS_STATUS_SUCCESS) {
       return nullptr;

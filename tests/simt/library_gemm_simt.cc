@@ -48,9 +48,9 @@ class Reference final : public LibraryGemm {
   std::string Version() const override { return "reference-1"; }
 
   const Algorithm* Choose(const LibraryGemmShape& shape) override {
-    if (LibraryTokens(shape.tokens) == unknown_tokens) return nullptr;
-    const auto key =
-        std::tuple(shape.tokens, shape.rows, shape.cols, shape.y_stride, shape.aligned);
+    const int64_t tokens = LibraryTokens(shape.tokens);
+    if (tokens == unknown_tokens) return nullptr;
+    const auto key = std::tuple(tokens, shape.rows, shape.cols, shape.y_stride, shape.aligned);
     auto& choice = choices_[key];
     if (choice == nullptr) choice = std::make_unique<Choice>(shape);
     return choice.get();
@@ -66,8 +66,8 @@ class Reference final : public LibraryGemm {
     }
     return runtime::LaunchStatus(
         "the library's product",
-        Launch(ReferenceKernel, {dim3(static_cast<unsigned int>(shape.tokens)), dim3(32), 0},
-               stream, shape, args, choice.splits));
+        Launch(ReferenceKernel, {dim3(static_cast<unsigned int>(args.tokens)), dim3(32), 0}, stream,
+               shape, args, choice.splits));
   }
 
  private:
