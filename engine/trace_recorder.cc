@@ -195,9 +195,8 @@ class TraceRecorder::TraceBuilder {
     step.cuts = trace::OwnCuts(
         step, recorder_.backend_.AttentionCuts(step.mode, recorder_.cache_,
                                                recorder_.transformer_.config().num_heads, spans));
-    const bool is_decode = row == static_cast<int32_t>(step.spans.size());
-    shapes_.emplace(step.mode.policy, step.mode.activations, false,
-                    static_cast<int32_t>(recorder_.transformer_.ComputedRows(row, is_decode)));
+    // Padding behind a decode step's rows changes no choice (Backend::DecodeRows).
+    shapes_.emplace(step.mode.policy, step.mode.activations, false, row);
     if (step.logit_index >= 0) {
       shapes_.emplace(step.mode.policy, step.mode.activations, true,
                       trace::SliceRows(step.logit_rows, step.logit_index,

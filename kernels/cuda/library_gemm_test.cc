@@ -1,6 +1,7 @@
 // THROUGHPUT's matrix products by the library: against double precision, against the emulator's
 // library spelt out, and the names that say what was chosen. A GPU without the library skips.
 #include "kernels/cuda/library_gemm.h"
+#include "kernels/cuda/step_graphs.h"
 
 #include "gmock/gmock.h"
 #include "kernels/cpu/gemm_test_matrices.h"
@@ -244,6 +245,9 @@ TEST_F(LibraryGemmTest, PaddingChoosesNothingElse) {
   EXPECT_EQ(LibraryTokens(9), 16);
   EXPECT_EQ(LibraryTokens(249), 256);
   EXPECT_EQ(LibraryTokens(257), 320);
+  for (int64_t tokens = 1; tokens < 400; ++tokens) {
+    EXPECT_EQ(LibraryTokens(GraphRows(tokens)), LibraryTokens(tokens)) << tokens;
+  }
   const int64_t cols = 640, rows = 48;
   const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, rows, cols, 22);
   for (int64_t tokens : {3, 5, 13, 17, 30}) {
