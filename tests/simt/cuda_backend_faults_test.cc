@@ -14,7 +14,6 @@ namespace verbatim::kernels::cuda {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 constexpr CudaBackendOptions kSmall{.library_workspace_bytes = 1 << 16,
                                     .workspace_bytes = 1 << 20,
