@@ -223,6 +223,63 @@ TEST_F(AttentionMmaTest, ARecordedStepHasTheSameBits) {
   }
 }
 
+// A history of two cuts and one of eight: on the emulator the first is cut shorter, into as many.
+TEST_F(AttentionMmaTest, ARecordingIsOfOneLengthOfCuts) {
+  constexpr int64_t kDim = 32, kPositions = 1901, kPages = (kPositions + 31) / 32;
+  const NumericMode mode{.policy = Policy::kThroughput};
+  const KvCacheConfig config{.num_layers = 1,
+                             .num_kv_heads = 1,
+                             .head_dim = kDim,
+                             .page_tokens = 32,
+                             .num_pages = kPages,
+                             .dtype = DType::kBF16};
+  auto cache = cuda_->CreateKvCache(config);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  std::vector<int32_t> pages(kPages);
+  std::iota(pages.begin(), pages.end(), 0);
+  const auto span_of = [&](int32_t rows, int32_t first) {
+    return SequenceSpan{0, rows, first, pages.data(), static_cast<int32_t>(pages.size())};
+  };
+  Arrays arrays(*cuda_);
+  const SequenceSpan all = span_of(kPositions, 0);
+  ASSERT_TRUE(cuda_
+                  ->KvWrite({.cache = cache->get(),
+                             .k = arrays.Put(RandomFloats(kPositions * kDim, 61)),
+                             .v = arrays.Put(RandomFloats(kPositions * kDim, 62)),
+                             .row_stride = kDim,
+                             .spans = {&all, 1}})
+                  .ok());
+  const float* q = arrays.Put(RandomFloats(kDim, 63));
+  float* y = arrays.Poisoned(kDim);
+  for (int32_t first : {300, 1900, 301, 1899}) {
+    const SequenceSpan span = span_of(1, first);
+    const auto attend = [&] {
+      return cuda_->Attention({.mode = mode,
+                               .cache = cache->get(),
+                               .q = q,
+                               .q_stride = kDim,
+                               .y = y,
+                               .y_stride = kDim,
+                               .num_heads = 1,
+                               .spans = {&span, 1}});
+    };
+    ASSERT_TRUE(attend().ok());
+    const std::vector<float> plain = arrays.Get(y, kDim);
+    const absl::Status status = cuda_->RunDecode({.owner = this,
+                                                  .mode = mode,
+                                                  .cache = cache->get(),
+                                                  .num_heads = 1,
+                                                  .rows = 1,
+                                                  .spans = {&span, 1}},
+                                                 attend);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(SameBits(plain, arrays.Get(y, kDim))) << "position " << first;
+    if (test_device::Emulated()) {
+      EXPECT_EQ(cuda_->AttentionCuts(mode, config, 1, {&span, 1}).empty(), first > 1000);
+    }
+  }
+}
+
 TEST_F(AttentionMmaTest, ShortCutsAreNamed) {
   AttentionShape shape = Bf16(4, 1, 64);
   shape.mode.policy = Policy::kThroughput;
