@@ -100,7 +100,8 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheConfig& config) = 0;
 
   // Rows that a decode step of so many sequences computes, at least that many: a few sizes, so that
-  // few steps differ in what a recording of them would hold. GemmKernel is the same for both numbers.
+  // few steps differ in what a recording of them would hold. GemmKernel is the same for both
+  // numbers.
   virtual int64_t DecodeRows(int64_t sequences) const = 0;
   // Whether RunDecode records steps.
   virtual bool RecordsDecode() const = 0;

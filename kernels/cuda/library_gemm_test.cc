@@ -1,11 +1,11 @@
 // THROUGHPUT's matrix products by the library: against double precision, against the emulator's
 // library spelt out, and the names that say what was chosen. A GPU without the library skips.
 #include "kernels/cuda/library_gemm.h"
-#include "kernels/cuda/step_graphs.h"
 
 #include "gmock/gmock.h"
 #include "kernels/cpu/gemm_test_matrices.h"
 #include "kernels/cuda/backend_pair_test.h"
+#include "kernels/cuda/step_graphs.h"
 #include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cuda {
