@@ -18,9 +18,9 @@
 #include "absl/strings/numbers.h"
 #include "bench/cuda_bench_support.h"
 #include "bench/cuda_grouped_gemm.h"
-#include "bench/cuda_library_gemm.h"
 #include "bench/cuda_pinned_forms.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/runtime.h"
 #include "nlohmann/json.hpp"
 
@@ -51,7 +51,7 @@ constexpr Shape kShapes[] = {
     {"qkv", 6144, 4096}, {"o", 4096, 4096}, {"gate_up", 28672, 4096}, {"down", 4096, 14336}};
 constexpr int64_t kBatches[] = {1, 4, 8, 16, 64, 256, 2048};
 
-json BenchGemm(Backend& backend, LibraryGemm* library, double copy_rate) {
+json BenchGemm(Backend& backend, cuda::LibraryGemm* library, double copy_rate) {
   json out = json::array();
   for (const Shape& shape : kShapes) {
     const size_t elements = static_cast<size_t>(shape.n * shape.k);
@@ -82,7 +82,7 @@ json BenchGemm(Backend& backend, LibraryGemm* library, double copy_rate) {
                      {"tflops", flops / seconds * 1e-12},
                      {"bandwidth_share", copy_rate > 0 ? bytes / seconds / copy_rate : 0.0}};
       };
-      for (Policy policy : {Policy::kPinned, Policy::kPortable}) {
+      for (Policy policy : {Policy::kThroughput, Policy::kPinned, Policy::kPortable}) {
         const double seconds = MedianSeconds(
             [&](int i) {
               Check(backend.Gemm({.mode = {policy},
@@ -95,13 +95,26 @@ json BenchGemm(Backend& backend, LibraryGemm* library, double copy_rate) {
                     "gemm");
             },
             [&] { Check(backend.Synchronize(), "gemm"); });
-        report(policy == Policy::kPinned ? "pinned" : "portable", seconds);
+        report(std::string(NameOf(policy)).c_str(), seconds);
       }
-      if (library != nullptr && library->Prepare(tokens, shape.n, shape.k)) {
+      row["throughput_kernel"] =
+          backend.GemmKernel({Policy::kThroughput}, *matrices.front(), tokens);
+      // The library's product alone, of values that are bf16 already.
+      const cuda::LibraryGemm::Algorithm* algorithm =
+          library == nullptr
+              ? nullptr
+              : library->Choose(
+                    {.tokens = tokens, .rows = shape.n, .cols = shape.k, .y_stride = shape.n});
+      if (algorithm != nullptr) {
         const double seconds = MedianSeconds(
             [&](int i) {
-              library->Run(device_x16->data(), plain[static_cast<size_t>(i % copies)]->data(),
-                           FloatsOf(y));
+              Check(library->Run(*algorithm,
+                                 {.tokens = tokens,
+                                  .x = device_x16->data(),
+                                  .w = plain[static_cast<size_t>(i % copies)]->data(),
+                                  .y = FloatsOf(y)},
+                                 nullptr),
+                    "library product");
             },
             [] { cudaDeviceSynchronize(); });
         report("cublaslt", seconds);
@@ -253,10 +266,11 @@ int Main(int argc, char** argv) {
   }
   const double copy_rate = CopyRate();
   out["copy_gb_per_s"] = copy_rate * 1e-9;
-  std::string why;
-  const std::unique_ptr<LibraryGemm> library = LibraryGemm::Load(&why);
-  if (library == nullptr) out["no_cublaslt"] = why;
-  if (wanted("gemm")) out["gemm"] = BenchGemm(*backend, library.get(), copy_rate);
+  absl::StatusOr<std::unique_ptr<cuda::LibraryGemm>> opened =
+      cuda::LibraryGemm::Open(cuda::CudaBackendOptions{}.library_workspace_bytes);
+  cuda::LibraryGemm* const library = opened.ok() ? opened->get() : nullptr;
+  if (library == nullptr) out["no_cublaslt"] = std::string(opened.status().message());
+  if (wanted("gemm")) out["gemm"] = BenchGemm(*backend, library, copy_rate);
   if (wanted("forms")) out["pinned_forms"] = BenchPinnedForms(*backend, info);
   if (wanted("experts")) out["experts"] = BenchGroupedGemm(*backend, copy_rate);
   if (wanted("attention")) out["attention"] = BenchAttention(*backend, copy_rate);

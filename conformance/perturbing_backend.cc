@@ -88,17 +88,47 @@ absl::StatusOr<std::unique_ptr<kernels::KvCache>> PerturbingBackend::CreateKvCac
   return std::make_unique<MappedKvCache>(config, *std::move(cache), std::move(pages));
 }
 
+void PerturbingBackend::WaitWhileHeld() {
+  std::unique_lock lock(mu_);
+  if (!hold_) return;
+  held_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return !hold_; });
+  held_ = false;
+}
+
+absl::Status PerturbingBackend::RunDecode(const kernels::DecodeStep& step,
+                                          absl::FunctionRef<absl::Status()> operations) {
+  WaitWhileHeld();
+  kernels::DecodeStep mapped = step;
+  mapped.spans = MapSpans(*step.cache, step.spans);
+  mapped.cache = &Mapped(*step.cache).inner();
+  if (absl::Status status = PoisonBegun(*mapped.cache, mapped.spans); !status.ok()) return status;
+  // The spans must outlive the operations, which map their own.
+  const std::vector<kernels::SequenceSpan> spans = std::move(spans_);
+  const std::vector<int32_t> pages = std::move(mapped_pages_);
+  mapped.spans = spans;
+  {
+    std::lock_guard lock(mu_);
+    if (poison_token_ >= 0) mapped.replayable = false;
+  }
+  if (routed_decodes_ > 0 && routed_decodes_++ % 2 == 1) mapped.replayable = false;
+  int calls = 0;
+  in_decode_ = true;
+  absl::Status status = inner().RunDecode(mapped, [&] {
+    recording_ = calls++ > 0;
+    return operations();
+  });
+  in_decode_ = recording_ = false;
+  return status;
+}
+
 absl::Status PerturbingBackend::Embedding(const kernels::EmbeddingParams& params) {
+  if (!in_decode_) WaitWhileHeld();
   int32_t poison_token;
   {
-    std::unique_lock lock(mu_);
-    if (hold_) {
-      held_ = true;
-      changed_.notify_all();
-      changed_.wait(lock, [this] { return !hold_; });
-      held_ = false;
-    }
-    poison_token = poison_token_;
+    std::lock_guard lock(mu_);
+    poison_token = recording_ ? -1 : poison_token_;
   }
   absl::Status status = inner().Embedding(params);
   if (poison_token < 0) return status;
@@ -128,21 +158,28 @@ absl::Span<const kernels::SequenceSpan> PerturbingBackend::MapSpans(
   return spans_;
 }
 
+absl::Status PerturbingBackend::PoisonBegun(kernels::KvCache& cache,
+                                            absl::Span<const kernels::SequenceSpan> spans) {
+  if (!pages_.poison) return absl::OkStatus();
+  const int64_t page_tokens = cache.config().page_tokens;
+  std::vector<int32_t> begun;
+  for (const kernels::SequenceSpan& span : spans) {
+    const int64_t end = int64_t{span.first_position} + span.num_rows;
+    for (int64_t page = (span.first_position + page_tokens - 1) / page_tokens;
+         page * page_tokens < end; ++page) {
+      begun.push_back(span.pages[page]);
+    }
+  }
+  return cache.Poison(begun);
+}
+
 absl::Status PerturbingBackend::KvWrite(const kernels::KvWriteParams& params) {
   kernels::KvWriteParams mapped = params;
   mapped.spans = MapSpans(*params.cache, params.spans);
   mapped.cache = &Mapped(*params.cache).inner();
-  if (pages_.poison && params.layer == 0) {
-    const int64_t page_tokens = params.cache->config().page_tokens;
-    std::vector<int32_t> begun;
-    for (const kernels::SequenceSpan& span : mapped.spans) {
-      const int64_t end = int64_t{span.first_position} + span.num_rows;
-      for (int64_t page = (span.first_position + page_tokens - 1) / page_tokens;
-           page * page_tokens < end; ++page) {
-        begun.push_back(span.pages[page]);
-      }
-    }
-    if (absl::Status status = mapped.cache->Poison(begun); !status.ok()) return status;
+  if (!in_decode_ && params.layer == 0) {
+    absl::Status status = PoisonBegun(*mapped.cache, mapped.spans);
+    if (!status.ok()) return status;
   }
   return inner().KvWrite(mapped);
 }
@@ -156,10 +193,15 @@ absl::Status PerturbingBackend::Attention(const kernels::AttentionParams& params
 
 absl::Status PerturbingBackend::MoeRoute(const kernels::MoeRouteParams& params) {
   if (absl::Status status = inner().MoeRoute(params); !status.ok()) return status;
-  const int64_t slots = params.tokens * params.top_k;
-  absl::Status copied = ToHost(inner(), params.experts, slots, &host_experts_);
+  if (in_decode_ && routed_decodes_ == 0) routed_decodes_ = 1;
+  if (recording_) return absl::OkStatus();
+  absl::Status copied = ToHost(inner(), params.limits, params.limits == nullptr ? 0 : 1, &limits_);
+  if (!copied.ok()) return copied;
+  const int64_t tokens = limits_.empty() ? params.tokens : limits_[0].tokens;
+  const int64_t slots = tokens * params.top_k;
+  copied.Update(ToHost(inner(), params.experts, slots, &host_experts_));
   copied.Update(ToHost(inner(), params.wanted, slots, &host_wanted_));
-  copied.Update(ToHost(inner(), params.exempt, params.tokens, &host_exempt_));
+  copied.Update(ToHost(inner(), params.exempt, tokens, &host_exempt_));
   if (!copied.ok()) return copied;
   int64_t lost = 0, rerouted = 0;
   std::vector<int64_t> load(static_cast<size_t>(params.num_experts));
@@ -174,7 +216,7 @@ absl::Status PerturbingBackend::MoeRoute(const kernels::MoeRouteParams& params) 
   const bool has_exempt =
       std::any_of(host_exempt_.begin(), host_exempt_.end(), [](uint8_t e) { return e != 0; });
   std::lock_guard lock(mu_);
-  if (params.tokens >= 8 && most >= 2 * even) ++routing_.crowded;
+  if (tokens >= 8 && most >= 2 * even) ++routing_.crowded;
   if (even >= 2 && most <= 1.75 * even) ++routing_.spread;
   routing_.lost_slots += lost;
   routing_.rerouted_slots += rerouted;

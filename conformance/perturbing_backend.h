@@ -49,21 +49,33 @@ class PerturbingBackend final : public kernels::ForwardingBackend {
 
   absl::StatusOr<std::unique_ptr<kernels::KvCache>> CreateKvCache(
       const kernels::KvCacheConfig& config) override;
+  // A decode step is held, and its pages poisoned, before it runs, so that it can be replayed. Not
+  // replayed are steps while a token is poisoned, and every second one of a mixture: its routers'
+  // results are counted.
+  absl::Status RunDecode(const kernels::DecodeStep& step,
+                         absl::FunctionRef<absl::Status()> operations) override;
   absl::Status Embedding(const kernels::EmbeddingParams& params) override;
   absl::Status KvWrite(const kernels::KvWriteParams& params) override;
   absl::Status Attention(const kernels::AttentionParams& params) override;
   absl::Status MoeRoute(const kernels::MoeRouteParams& params) override;
 
  private:
+  void WaitWhileHeld();
+  // Poisons the pages, of those that the inner cache has for `spans`, whose first position is among
+  // them.
+  absl::Status PoisonBegun(kernels::KvCache& cache, absl::Span<const kernels::SequenceSpan> spans);
   // `spans` with the pages of the inner cache; valid until the next call.
   absl::Span<const kernels::SequenceSpan> MapSpans(const kernels::KvCache& cache,
                                                    absl::Span<const kernels::SequenceSpan> spans);
 
   const PageOptions pages_;
+  bool in_decode_ = false, recording_ = false;
+  int64_t routed_decodes_ = 0;  // decode steps since the first that had a router
   std::vector<kernels::SequenceSpan> spans_;
   std::vector<int32_t> mapped_pages_;
   std::vector<int32_t> host_tokens_, host_experts_, host_wanted_;
   std::vector<uint8_t> host_exempt_;
+  std::vector<kernels::MoeStepLimits> limits_;
 
   std::mutex mu_;
   std::condition_variable changed_;

@@ -11,10 +11,11 @@ ARG CUDA_KEYRING=https://developer.download.nvidia.com/compute/cuda/repos/debian
 ADD ${CUDA_KEYRING} /tmp/cuda-keyring.deb
 COPY scripts/setup.sh scripts/
 RUN bash scripts/setup.sh && dpkg -i /tmp/cuda-keyring.deb && apt-get update && \
-    apt-get install -y --no-install-recommends cuda-nvcc-13-0 cuda-cudart-dev-13-0 cuda-cccl-13-0 && \
+    apt-get install -y --no-install-recommends cuda-nvcc-13-0 cuda-cudart-dev-13-0 cuda-cccl-13-0 libcublas-dev-13-0 && \
     rm -rf /var/lib/apt/lists/*
 COPY . .
-RUN ./run server cuda /image
+# The library of throughput's matrix products is opened when the server starts, so the linker does not know of it.
+RUN ./run server cuda /image && cp -L /usr/local/cuda-13.0/lib64/libcublasLt.so.13 /image/lib/
 
 FROM ${RUN_IMAGE}
 COPY --from=build /image /opt/verbatim

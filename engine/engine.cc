@@ -39,6 +39,20 @@ absl::Status EngineImpl::LoadModel(const model::Checkpoint& checkpoint, bool cho
   return AgreeOnSetup(*backend_, checkpoint, &config_);
 }
 
+absl::Status EngineImpl::TryDecodeSteps() {
+  for (const auto& [policy, support] : support_) {
+    if (!support.honoured) continue;
+    kernels::NumericMode mode = {.policy = policy};
+    if (policy == Policy::kThroughput) mode.activations = config_.throughput_activations;
+    if (absl::Status tried = transformer_->TryDecode(mode, *cache_); !tried.ok()) {
+      return absl::Status(tried.code(),
+                          absl::StrCat("first decode step in ", std::string(NameOf(policy)), ": ",
+                                       std::string(tried.message())));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status EngineImpl::WatchRanks() {
   if (config_.communicator == nullptr) return absl::OkStatus();
   if (config_.communicator->size() > 1) {
@@ -139,6 +153,7 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   if (support_[Policy::kPinned].numerics_id != support_[Policy::kPortable].numerics_id) {
     classes_.portable = classes_.pinned + 1;
   }
+  if (absl::Status tried = TryDecodeSteps(); !tried.ok()) return tried;
   runner_ = std::make_unique<StepRunner>(*backend_, *transformer_, *cache_,
                                          config_.throughput_activations, classes_);
   if (config_.allow_traces) runner_->KeepRouting();

@@ -51,6 +51,7 @@ class EngineImpl final : public Engine {
  private:
   // Parts of Start.
   absl::Status LoadModel(const model::Checkpoint& checkpoint, bool choose_pages);
+  absl::Status TryDecodeSteps();
   absl::Status WatchRanks();
 
   // engine_thread.cc: the engine thread runs these and what they call.

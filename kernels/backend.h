@@ -12,11 +12,13 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/decode_step.h"
 #include "kernels/ops/dtype.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/gather_rows.h"
@@ -96,6 +98,20 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<WeightMatrix>> LoadMatrix(
       absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) = 0;
   virtual absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheConfig& config) = 0;
+
+  // Rows that a decode step of so many sequences computes, at least that many: a few sizes, so that
+  // few steps differ in what a recording of them would hold. GemmKernel is the same for both
+  // numbers.
+  virtual int64_t DecodeRows(int64_t sequences) const = 0;
+  // Whether RunDecode records steps.
+  virtual bool RecordsDecode() const = 0;
+  // Runs the operations of a decode step: calls `operations`, which calls methods of this backend,
+  // or replays what they were in an equal step. May call them twice, the second time for the record
+  // alone. In them KvWrite and Attention are given the step's spans and do not touch its padding;
+  // copies, waiting and Sample are not allowed. INVALID_ARGUMENT for a step that contradicts
+  // itself.
+  virtual absl::Status RunDecode(const DecodeStep& step,
+                                 absl::FunctionRef<absl::Status()> operations) = 0;
 
   // The operations; contracts in kernels/ops/. INVALID_ARGUMENT for shapes that contradict each
   // other.

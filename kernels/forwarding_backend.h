@@ -36,6 +36,12 @@ class ForwardingBackend : public Backend {
   absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheConfig& config) override {
     return inner_->CreateKvCache(config);
   }
+  int64_t DecodeRows(int64_t sequences) const override { return inner_->DecodeRows(sequences); }
+  bool RecordsDecode() const override { return inner_->RecordsDecode(); }
+  absl::Status RunDecode(const DecodeStep& step,
+                         absl::FunctionRef<absl::Status()> operations) override {
+    return inner_->RunDecode(step, operations);
+  }
   absl::Status Embedding(const EmbeddingParams& params) override {
     return inner_->Embedding(params);
   }

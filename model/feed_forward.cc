@@ -35,10 +35,11 @@ NumericMode FeedForward::RouterMode(const NumericMode& mode) const {
 }
 
 absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
-                                const ForcedRouting* forced) {
-  if (rows < 0 || rows > options_.max_rows) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("feed-forward: ", rows, " rows; at most ", options_.max_rows));
+                                const ForcedRouting* forced, int64_t decode_rows) {
+  const int64_t computed = decode_rows > 0 ? decode_rows : rows;
+  if (rows < 0 || computed < rows || computed > options_.max_rows) {
+    return absl::InvalidArgumentError(absl::StrCat("feed-forward: ", rows, " rows, ", computed,
+                                                   " computed; at most ", options_.max_rows));
   }
   if (!exempt.empty() && static_cast<int64_t>(exempt.size()) != rows) {
     return absl::InvalidArgumentError(
@@ -47,21 +48,38 @@ absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
   if (absl::Status counted = Count(); !counted.ok()) return counted;
   if (absl::Status checked = CheckForced(rows, forced); !checked.ok()) return checked;
   rows_ = rows;
+  computed_rows_ = computed;
+  is_decode_ = decode_rows > 0;
   forced_ = forced;
   capacity_ = 0;
   has_exempt_ = false;
-  if (num_moe_layers_ == 0 || options_.capacity_factor == 0) return absl::OkStatus();
+  if (num_moe_layers_ == 0) return absl::OkStatus();
+  if (options_.capacity_factor != 0) SetCapacity(exempt);
+  absl::Status status;
+  if (is_decode_) {
+    const kernels::MoeStepLimits limits = {.tokens = static_cast<int32_t>(rows),
+                                           .capacity = static_cast<int32_t>(capacity_)};
+    status = backend_.CopyToDevice(limits_->data(), &limits, sizeof(limits));
+  }
+  if (!has_exempt_ || !status.ok()) return status;
+  if (exempt.empty()) {
+    const std::vector<uint8_t> none(static_cast<size_t>(rows));
+    return backend_.CopyToDevice(exempt_->data(), none.data(), none.size());
+  }
+  return backend_.CopyToDevice(exempt_->data(), exempt.data(), exempt.size());
+}
+
+void FeedForward::SetCapacity(absl::Span<const uint8_t> exempt) {
   const int64_t limited =
-      rows - (exempt.size() - std::count(exempt.begin(), exempt.end(), uint8_t{0}));
-  if (limited == 0) return absl::OkStatus();
+      rows_ - (exempt.size() - std::count(exempt.begin(), exempt.end(), uint8_t{0}));
+  if (limited == 0) return;
   const double capacity = std::ceil(options_.capacity_factor * static_cast<double>(limited) *
                                     static_cast<double>(config_.moe.experts_per_token) /
                                     static_cast<double>(config_.moe.num_experts));
   // No expert can get more tokens than there are, so a huge factor is the same as that many.
   capacity_ = static_cast<int64_t>(std::clamp(capacity, 1.0, static_cast<double>(limited)));
-  has_exempt_ = limited < rows;
-  if (!has_exempt_) return absl::OkStatus();
-  return backend_.CopyToDevice(exempt_->data(), exempt.data(), exempt.size());
+  // Equal steps have equal parameters.
+  has_exempt_ = limited < rows_ || is_decode_;
 }
 
 absl::Status FeedForward::Run(int64_t layer, const NumericMode& mode, const float* normed, float* x,
@@ -78,7 +96,7 @@ absl::Status FeedForward::RunNetwork(const Network& network, int64_t inner, cons
   const bool round = RoundsActivations(mode);
   absl::Status status = backend_.Gemm({.mode = mode,
                                        .weight = network.gate_up.get(),
-                                       .tokens = rows_,
+                                       .tokens = computed_rows_,
                                        .x = normed,
                                        .x_stride = hidden,
                                        .y = Floats(gate_up_),
@@ -89,7 +107,7 @@ absl::Status FeedForward::RunNetwork(const Network& network, int64_t inner, cons
   status = backend_.SwiGlu({.mode = mode,
                             .gate_up = Floats(gate_up_),
                             .y = Floats(act_),
-                            .tokens = rows_,
+                            .tokens = computed_rows_,
                             .cols = inner});
   if (!status.ok()) return status;
   Show(observer, Operation::kSwiGlu, index, Floats(act_), rows_, inner);
@@ -97,7 +115,7 @@ absl::Status FeedForward::RunNetwork(const Network& network, int64_t inner, cons
   float* const product = sharded ? Floats(partial_) : y;
   status = backend_.Gemm({.mode = mode,
                           .weight = network.down.get(),
-                          .tokens = rows_,
+                          .tokens = computed_rows_,
                           .x = Floats(act_),
                           .x_stride = inner,
                           .y = product,
@@ -105,7 +123,7 @@ absl::Status FeedForward::RunNetwork(const Network& network, int64_t inner, cons
                           .residual = sharded ? nullptr : residual,
                           .round_output = round && !sharded});
   if (!status.ok() || !sharded) return status;
-  return options_.sums->Join(mode, product, rows_ * hidden, residual, y, round);
+  return options_.sums->Join(mode, product, computed_rows_ * hidden, residual, y, round);
 }
 
 absl::Status FeedForward::RunDense(const Layer& layer, int64_t index, const NumericMode& mode,
@@ -127,7 +145,7 @@ absl::Status FeedForward::RunShared(const Layer& layer, const NumericMode& mode,
   if (!status.ok() || layer.shared_gate.matrix == nullptr) return status;
   return backend_.Gemm({.mode = RouterMode(mode),
                         .weight = layer.shared_gate.matrix.get(),
-                        .tokens = rows_,
+                        .tokens = computed_rows_,
                         .x = normed,
                         .x_stride = config_.hidden_size,
                         .y = Floats(shared_gate_),
@@ -135,12 +153,12 @@ absl::Status FeedForward::RunShared(const Layer& layer, const NumericMode& mode,
 }
 
 int32_t* FeedForward::Experts(const Layer& layer) const {
-  return Ints(experts_) + layer.moe_index * rows_ * config_.moe.experts_per_token;
+  return Ints(experts_) + layer.moe_index * computed_rows_ * config_.moe.experts_per_token;
 }
 
 int32_t* FeedForward::Wanted(const Layer& layer) const {
   if (capacity_ == 0) return nullptr;
-  return Ints(wanted_) + layer.moe_index * rows_ * config_.moe.experts_per_token;
+  return Ints(wanted_) + layer.moe_index * computed_rows_ * config_.moe.experts_per_token;
 }
 
 absl::Status FeedForward::Route(const Layer& layer, int64_t index, const NumericMode& mode,
@@ -148,7 +166,7 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
   const MoeConfig& moe = config_.moe;
   absl::Status status = backend_.Gemm({.mode = RouterMode(mode),
                                        .weight = layer.router.matrix.get(),
-                                       .tokens = rows_,
+                                       .tokens = computed_rows_,
                                        .x = normed,
                                        .x_stride = config_.hidden_size,
                                        .y = Floats(logits_),
@@ -158,7 +176,7 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
   status = backend_.MoeRoute(
       {.mode = mode,
        .logits = Floats(logits_),
-       .tokens = rows_,
+       .tokens = computed_rows_,
        .num_experts = moe.num_experts,
        .top_k = moe.experts_per_token,
        .normalise = moe.normalise,
@@ -166,6 +184,7 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
        .capacity = capacity_,
        .overflow = options_.overflow,
        .exempt = has_exempt_ ? static_cast<const uint8_t*>(exempt_->data()) : nullptr,
+       .limits = is_decode_ ? static_cast<const kernels::MoeStepLimits*>(limits_->data()) : nullptr,
        .experts = Experts(layer),
        .wanted = Wanted(layer),
        .weights = Floats(weights_)});
@@ -175,7 +194,7 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
   if (observer != nullptr) status = ShowRouting(layer, index, *observer);
   if (!status.ok()) return status;
   return backend_.MoePermute({.experts = Experts(layer),
-                              .tokens = rows_,
+                              .tokens = computed_rows_,
                               .num_experts = moe.num_experts,
                               .top_k = moe.experts_per_token,
                               .offsets = Ints(offsets_),
@@ -271,7 +290,7 @@ absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const Numeri
   const MoeConfig& moe = config_.moe;
   const int64_t hidden = config_.hidden_size;
   const int64_t inner = moe.intermediate_size;
-  const int64_t places = rows_ * moe.experts_per_token;
+  const int64_t places = computed_rows_ * moe.experts_per_token;
   const bool round = RoundsActivations(mode);
   absl::Status status = Route(layer, index, mode, normed, observer);
   if (!status.ok()) return status;
@@ -283,7 +302,7 @@ absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const Numeri
                                  .offsets = Ints(offsets_),
                                  .max_places = places,
                                  .x = normed,
-                                 .x_rows = rows_,
+                                 .x_rows = computed_rows_,
                                  .x_stride = hidden,
                                  .rows = Ints(token_of_),
                                  .y = Floats(gate_up_),
@@ -319,7 +338,7 @@ absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const Numeri
        .expert_rows = Floats(expert_rows_),
        .place_of = Ints(place_of_),
        .weights = Floats(weights_),
-       .tokens = rows_,
+       .tokens = computed_rows_,
        .top_k = moe.experts_per_token,
        .cols = hidden,
        .shared = layer.shared.down != nullptr ? Floats(shared_out_) : nullptr,
@@ -333,9 +352,10 @@ absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const Numeri
 }
 
 absl::Status FeedForward::Count() {
-  const size_t slots =
-      static_cast<size_t>(pending_rows_ * config_.moe.experts_per_token);  // of a layer
-  const size_t all = slots * static_cast<size_t>(num_moe_layers_);
+  const int64_t top_k = config_.moe.experts_per_token;
+  const size_t slots = static_cast<size_t>(pending_rows_ * top_k);  // of a layer
+  const size_t stride = static_cast<size_t>(pending_computed_rows_ * top_k);
+  const size_t all = slots == 0 ? 0 : stride * static_cast<size_t>(num_moe_layers_);
   if (all == 0) {
     pending_rows_ = 0;
     return absl::OkStatus();
@@ -350,6 +370,14 @@ absl::Status FeedForward::Count() {
     status.Update(backend_.CopyToHost(host_wanted_.data(), wanted_->data(), all * sizeof(int32_t)));
   }
   if (!status.ok()) return status;
+  // Without padding.
+  for (std::vector<int32_t>* host : {&host_experts_, &host_wanted_}) {
+    if (host->empty() || stride == slots) continue;
+    for (size_t i = 1; i < static_cast<size_t>(num_moe_layers_); ++i) {
+      std::copy_n(host->begin() + i * stride, slots, host->begin() + i * slots);
+    }
+    host->resize(slots * static_cast<size_t>(num_moe_layers_));
+  }
   for (size_t i = 0; i < statistics_.size(); ++i) {
     absl::Span<const int32_t> wanted;
     if (limited) wanted = absl::MakeSpan(host_wanted_).subspan(i * slots, slots);

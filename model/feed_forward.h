@@ -43,14 +43,23 @@ class FeedForward {
   // Before the first layer of a step of `rows` rows. `exempt` is empty (no row is) or [rows]. The
   // capacity of an expert is ceil(capacity_factor · limited · experts per token / experts), limited
   // being the rows that are not exempt.
-  // `forced` (null: nothing is) must live until the step ends.
+  // `forced` (null: nothing is) must live until the step ends. `decode_rows` is 0, or what a decode
+  // step computes (kernels/ops/decode_step.h): at least `rows`, the rest padding.
   absl::Status Begin(int64_t rows, absl::Span<const uint8_t> exempt,
-                     const ForcedRouting* forced = nullptr);
+                     const ForcedRouting* forced = nullptr, int64_t decode_rows = 0);
+  // Which operations a decode step has (DecodeStep::variant).
+  int64_t variant() const { return capacity_ != 0 ? 1 : 0; }
   // x += the layer's function of `normed`; both [rows, hidden], contiguous.
   absl::Status Run(int64_t layer, const kernels::NumericMode& mode, const float* normed, float* x,
                    ForwardObserver* observer);
   // After the last layer; the step now counts in the statistics.
-  void End() { pending_rows_ = rows_; }
+  void End() {
+    pending_rows_ = rows_;
+    pending_computed_rows_ = computed_rows_;
+  }
+
+  // Instead: the step counts in nothing.
+  void Forget() { pending_rows_ = 0; }
 
   // As Transformer::GemmKernels.
   std::vector<std::pair<std::string, std::string>> GemmKernels(const kernels::NumericMode& mode,
@@ -117,6 +126,8 @@ class FeedForward {
   absl::Status RunShared(const Layer& layer, const kernels::NumericMode& mode, const float* normed);
   absl::Status Route(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
                      const float* normed, ForwardObserver* observer);
+  // capacity_ and has_exempt_ of the step at hand.
+  void SetCapacity(absl::Span<const uint8_t> exempt);
   absl::Status CheckForced(int64_t rows, const ForcedRouting* forced) const;
   // Puts the forced experts and their weights in the place of those that the router chose, and
   // keeps the latter as wanted.
@@ -139,15 +150,18 @@ class FeedForward {
   std::unique_ptr<kernels::Buffer> partial_;  // [rows, hidden]; null with one rank
   std::unique_ptr<kernels::Buffer> logits_, weights_, shared_out_, shared_gate_, expert_rows_;
   std::unique_ptr<kernels::Buffer> offsets_, token_of_, place_of_, exempt_;
-  std::unique_ptr<kernels::Buffer> experts_, wanted_;  // [mixtures, rows of the step, top_k]
+  std::unique_ptr<kernels::Buffer> experts_, wanted_;  // [mixtures, computed rows, top_k]
+  std::unique_ptr<kernels::Buffer> limits_;            // kernels::MoeStepLimits
   // The step at hand.
   int64_t rows_ = 0;
+  int64_t computed_rows_ = 0;  // with padding
+  bool is_decode_ = false;
   int64_t capacity_ = 0;
   bool has_exempt_ = false;
   const ForcedRouting* forced_ = nullptr;
   // The step that finished and is not counted yet: its experts are fetched when the next one begins
   // or when somebody asks, so that no step waits for them.
-  int64_t pending_rows_ = 0;
+  int64_t pending_rows_ = 0, pending_computed_rows_ = 0;
   int64_t counted_rows_ = 0;  // of the step that the host vectors hold
   std::vector<int32_t> host_experts_, host_wanted_;
   std::vector<float> host_weights_, host_logits_;

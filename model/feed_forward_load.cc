@@ -120,6 +120,8 @@ absl::Status FeedForward::Allocate() {
     if (moe.shared_gate) status.Update(allocate(shared_gate_, rows));
     static_assert(sizeof(int32_t) == sizeof(float));
     status.Update(allocate(offsets_, moe.num_experts + 1));
+    static_assert(sizeof(kernels::MoeStepLimits) == 2 * sizeof(float));
+    status.Update(allocate(limits_, 2));
     status.Update(allocate(token_of_, slots));
     status.Update(allocate(place_of_, slots));
     status.Update(allocate(experts_, num_moe_layers_ * slots));

@@ -1,6 +1,7 @@
 // The forward pass of a decoder-only transformer over a batch of token rows.
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -33,6 +34,32 @@ void ForwardBatch::Clear() {
   spans.clear();
   capacity_exempt.clear();
   forced_routing = nullptr;
+}
+
+bool ForwardBatch::IsDecode() const {
+  if (spans.size() != tokens.size() || spans.empty()) return false;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    if (spans[i].num_rows != 1 || spans[i].first_row != static_cast<int32_t>(i)) return false;
+  }
+  return true;
+}
+
+absl::Status Transformer::TryDecode(const NumericMode& mode, kernels::KvCache& cache) {
+  if (sharded() || !backend_.RecordsDecode()) return absl::OkStatus();
+  const int32_t page = 0;
+  ForwardBatch batch;
+  batch.tokens = {0};
+  batch.positions = {0};
+  batch.spans = {{.first_row = 0, .num_rows = 1, .pages = &page, .num_pages = 1}};
+  batch.capacity_exempt = {static_cast<uint8_t>(kernels::IsStrong(mode.policy) ? 1 : 0)};
+  absl::Status status;
+  for (int i = 0; i < 2 && status.ok(); ++i) {
+    status = ForwardShard(batch, mode, cache);
+    feed_forward_->Forget();
+  }
+  last_rows_ = 0;
+  status.Update(backend_.Synchronize());
+  return status;
 }
 
 absl::Status Transformer::FailEverywhere(const absl::Status& status) {
@@ -70,30 +97,61 @@ absl::Status Transformer::Forward(const ForwardBatch& batch, const NumericMode& 
 
 absl::Status Transformer::ForwardShard(const ForwardBatch& batch, const NumericMode& mode,
                                        kernels::KvCache& cache) {
-  const int64_t rows = batch.rows();
-  absl::Status status =
-      backend_.CopyToDevice(tokens_->data(), batch.tokens.data(), rows * sizeof(int32_t));
-  status.Update(
-      backend_.CopyToDevice(positions_->data(), batch.positions.data(), rows * sizeof(int32_t)));
-  status.Update(feed_forward_->Begin(rows, batch.capacity_exempt, batch.forced_routing));
+  // Ranks exchange partial sums in the middle of a step, which no backend records.
+  const bool decode = !sharded() && batch.IsDecode();
+  const int64_t rows = ComputedRows(batch.rows(), decode);
+  absl::Status status = UploadRows(batch, rows);
+  status.Update(feed_forward_->Begin(batch.rows(), batch.capacity_exempt, batch.forced_routing,
+                                     decode ? rows : 0));
   if (!status.ok()) return status;
-  status = backend_.Embedding({.mode = mode,
-                               .table = embed_.get(),
-                               .tokens = Ints(tokens_),
-                               .num_tokens = rows,
-                               .scale = embedding_scale(),
-                               .y = Floats(x_)});
+  const auto layers = [&] { return RunLayers(batch, rows, mode, cache); };
+  status = !decode ? layers()
+                   : backend_.RunDecode(
+                         {.owner = this,
+                          .mode = mode,
+                          .variant = feed_forward_->variant(),
+                          .cache = &cache,
+                          .num_heads = local_.num_heads,
+                          .rows = rows,
+                          .spans = batch.spans,
+                          .replayable = observer_ == nullptr && batch.forced_routing == nullptr},
+                         layers);
   if (!status.ok()) return status;
-  Observe(Operation::kEmbedding, -1, Floats(x_), rows, config_.hidden_size);
+  feed_forward_->End();
+  last_rows_ = batch.rows();
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::UploadRows(const ForwardBatch& batch, int64_t rows) {
+  const auto upload = [&](const std::unique_ptr<Buffer>& to, const std::vector<int32_t>& values) {
+    const size_t size_bytes = static_cast<size_t>(rows) * sizeof(int32_t);
+    if (rows == batch.rows()) return backend_.CopyToDevice(to->data(), values.data(), size_bytes);
+    padded_.assign(static_cast<size_t>(rows), 0);  // a token and a position that exist
+    std::copy(values.begin(), values.end(), padded_.begin());
+    return backend_.CopyToDevice(to->data(), padded_.data(), size_bytes);
+  };
+  absl::Status status = upload(tokens_, batch.tokens);
+  status.Update(upload(positions_, batch.positions));
+  return status;
+}
+
+absl::Status Transformer::RunLayers(const ForwardBatch& batch, int64_t rows,
+                                    const NumericMode& mode, kernels::KvCache& cache) {
+  absl::Status status = backend_.Embedding({.mode = mode,
+                                            .table = embed_.get(),
+                                            .tokens = Ints(tokens_),
+                                            .num_tokens = rows,
+                                            .scale = embedding_scale(),
+                                            .y = Floats(x_)});
+  if (!status.ok()) return status;
+  Observe(Operation::kEmbedding, -1, Floats(x_), batch.rows(), config_.hidden_size);
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    status = RunLayer(i, batch, mode, cache);
+    status = RunLayer(i, batch, rows, mode, cache);
     if (!status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("layer ", i, ": ", std::string(status.message())));
     }
   }
-  feed_forward_->End();
-  last_rows_ = rows;
   return absl::OkStatus();
 }
 
@@ -133,10 +191,9 @@ absl::Status Transformer::ProjectOutput(const Layer& layer, const NumericMode& m
   return sums_->Join(mode, Floats(partial_), rows * hidden, /*residual=*/x, x, round);
 }
 
-absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
+absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch, int64_t rows,
                                    const NumericMode& mode, kernels::KvCache& cache) {
   const Layer& layer = layers_[index];
-  const int64_t rows = batch.rows();
   const int64_t hidden = config_.hidden_size;
   const bool round = RoundsActivations(mode);
   const float eps = residual_eps();
@@ -155,7 +212,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                                           .cols = hidden,
                                           .eps = eps});
   if (!status.ok()) return status;
-  Observe(Operation::kAttnNorm, index, normed, rows, hidden);
+  Observe(Operation::kAttnNorm, index, normed, batch.rows(), hidden);
   status = backend_.Gemm({.mode = mode,
                           .weight = layer.qkv.get(),
                           .tokens = rows,
@@ -166,11 +223,11 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .bias = Floats(layer.qkv_bias),
                           .round_output = round});
   if (!status.ok()) return status;
-  Observe(Operation::kQkv, index, qkv, rows, qkv_size());
+  Observe(Operation::kQkv, index, qkv, batch.rows(), qkv_size());
   if (config_.qk_norm != QkNorm::kNone) {
     status = NormHeads(layer, mode, rows);
     if (!status.ok()) return status;
-    Observe(Operation::kQkNorm, index, qkv, rows, qkv_size());
+    Observe(Operation::kQkNorm, index, qkv, batch.rows(), qkv_size());
   }
   status = backend_.Rope({.mode = mode,
                           .qkv = qkv,
@@ -184,7 +241,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                           .cos_table = Floats(cos_),
                           .sin_table = Floats(sin_)});
   if (!status.ok()) return status;
-  Observe(Operation::kRope, index, qkv, rows, qkv_size());
+  Observe(Operation::kRope, index, qkv, batch.rows(), qkv_size());
   status = backend_.KvWrite({.mode = mode,
                              .cache = &cache,
                              .layer = index,
@@ -207,10 +264,10 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                                .scale = static_cast<float>(scale),
                                .spans = batch.spans});
   if (!status.ok()) return status;
-  Observe(Operation::kAttention, index, Floats(attended_), rows, q_size());
+  Observe(Operation::kAttention, index, Floats(attended_), batch.rows(), q_size());
   status = ProjectOutput(layer, mode, rows);
   if (!status.ok()) return status;
-  Observe(Operation::kAttnOutput, index, x, rows, hidden);
+  Observe(Operation::kAttnOutput, index, x, batch.rows(), hidden);
   status = backend_.RmsNorm({.mode = mode,
                              .x = x,
                              .x_stride = hidden,
@@ -221,7 +278,7 @@ absl::Status Transformer::RunLayer(int64_t index, const ForwardBatch& batch,
                              .cols = hidden,
                              .eps = eps});
   if (!status.ok()) return status;
-  Observe(Operation::kFfnNorm, index, normed, rows, hidden);
+  Observe(Operation::kFfnNorm, index, normed, batch.rows(), hidden);
   return feed_forward_->Run(index, mode, normed, x, observer_);
 }
 

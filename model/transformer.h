@@ -35,6 +35,8 @@ struct ForwardBatch {
   const ForcedRouting* forced_routing = nullptr;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+  // Whether every sequence has one row, its span's place that row's.
+  bool IsDecode() const;
   void Clear();
 };
 
@@ -67,6 +69,18 @@ class Transformer {
   // for ComputeLogits.
   absl::Status Forward(const ForwardBatch& batch, const kernels::NumericMode& mode,
                        kernels::KvCache& cache);
+
+  // Rows that Forward computes, at least the batch's: decode steps have padding behind them where
+  // the backend asks for it, whether or not somebody looks on. A THROUGHPUT kernel may be chosen by
+  // this number.
+  int64_t ComputedRows(int64_t rows, bool is_decode) const {
+    return is_decode && !sharded() ? backend_.DecodeRows(rows) : rows;
+  }
+
+  // Where the backend records decode steps: runs one of one sequence on page 0 of the cache, whose
+  // content is lost, and replays it, so that what cannot be recorded shows now. Its results are
+  // thrown away.
+  absl::Status TryDecode(const kernels::NumericMode& mode, kernels::KvCache& cache);
 
   // Raw logits [rows.size(), vocab] of the given rows of the last Forward; at most max_logit_rows
   // of them. The memory is the backend's and is overwritten by the next call. Ranks other than 0
@@ -146,8 +160,12 @@ class Transformer {
   absl::Status ProjectOutput(const Layer& layer, const kernels::NumericMode& mode, int64_t rows);
   absl::Status BuildRopeTables();
   absl::Status AllocateActivations();
-  absl::Status RunLayer(int64_t index, const ForwardBatch& batch, const kernels::NumericMode& mode,
-                        kernels::KvCache& cache);
+  absl::Status UploadRows(const ForwardBatch& batch, int64_t rows);
+  // Embedding and all layers over `rows` rows, those behind the batch's being padding.
+  absl::Status RunLayers(const ForwardBatch& batch, int64_t rows, const kernels::NumericMode& mode,
+                         kernels::KvCache& cache);
+  absl::Status RunLayer(int64_t index, const ForwardBatch& batch, int64_t rows,
+                        const kernels::NumericMode& mode, kernels::KvCache& cache);
   absl::Status NormHeads(const Layer& layer, const kernels::NumericMode& mode, int64_t rows);
   absl::StatusOr<std::unique_ptr<kernels::Buffer>> Upload(const std::vector<float>& values);
 
@@ -184,10 +202,11 @@ class Transformer {
   std::unique_ptr<kernels::WeightMatrix> embed_;    // also lm_head where that is null
   std::unique_ptr<kernels::WeightMatrix> lm_head_;  // null when tied, with one rank
   std::unique_ptr<kernels::Buffer> final_norm_, cos_, sin_;
-  // Activations, all fp32 with max_batch_rows (or max_logit_rows) rows.
+  // Activations, all fp32 with room for the padding of max_batch_rows (or max_logit_rows) rows.
   std::unique_ptr<kernels::Buffer> tokens_, positions_, x_, normed_, qkv_, attended_;
   std::unique_ptr<kernels::Buffer> partial_;  // null with one rank
   std::unique_ptr<kernels::Buffer> row_index_, gathered_, gathered_normed_, logits_;
+  std::vector<int32_t> padded_;
   int64_t last_rows_ = 0;
   ForwardObserver* observer_ = nullptr;
 };

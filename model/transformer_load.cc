@@ -65,7 +65,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(kernels::Backend&
   }
   absl::StatusOr<std::unique_ptr<FeedForward>> feed_forward =
       FeedForward::Load(backend, checkpoint,
-                        {.max_rows = options.max_batch_rows,
+                        {.max_rows = backend.DecodeRows(options.max_batch_rows),
                          .capacity_factor = options.moe_capacity_factor,
                          .overflow = options.moe_overflow,
                          .plan = *plan,
@@ -208,7 +208,7 @@ absl::Status Transformer::AllocateActivations() {
     out = *std::move(buffer);
     return absl::OkStatus();
   };
-  const int64_t rows = options_.max_batch_rows;
+  const int64_t rows = backend_.DecodeRows(options_.max_batch_rows);
   const int64_t logit_rows = options_.max_logit_rows;
   absl::Status status = allocate(tokens_, rows, 1);
   status.Update(allocate(positions_, rows, 1));

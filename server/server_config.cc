@@ -169,6 +169,9 @@ flags::FlagSet ServerConfig::Flags() {
             "on a GPU, deterministic products of many tokens: auto (wgmma where the device has it "
             "and was seen at the start to give the bits of mma.sync) or mma; never changes an "
             "answer");
+  flags.Add("enforce-eager", &enforce_eager,
+            "on a GPU: launch each operation of a decode step by itself instead of replaying the "
+            "step as a CUDA graph; never changes an answer");
   flags.Add("tensor-parallel-size", &tensor_parallel_size,
             "ranks that share the model out among them, a power of two: mpirun -n N verbatim serve "
             "--tensor-parallel-size N; never changes a deterministic answer");
@@ -181,6 +184,9 @@ absl::Status ServerConfig::FillDeviceDefaults() {
   }
   if (!OnGpu() && pinned_gemm != "auto") {
     return Bad("pinned-gemm", absl::StrCat(pinned_gemm, " is for --device cuda"));
+  }
+  if (!OnGpu() && enforce_eager) {
+    return Bad("enforce-eager", "is for --device cuda; a CPU records no steps");
   }
   if (gpu_memory_utilization.has_value() && kv_cache_bytes.has_value()) {
     return Bad("gpu-memory-utilization", "and --kv-cache-bytes exclude each other");
@@ -379,7 +385,8 @@ kernels::BackendOptions ServerConfig::ToBackendOptions() const {
           .threads = threads,
           .isa = Isa(),
           .matrix_units = Allows(kernels::Policy::kThroughput) || Allows(kernels::Policy::kPinned),
-          .wgmma = pinned_gemm == "auto"};
+          .wgmma = pinned_gemm == "auto",
+          .enforce_eager = enforce_eager};
 }
 
 std::optional<kernels::cpu::Isa> ServerConfig::Isa() const {

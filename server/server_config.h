@@ -45,6 +45,7 @@ struct ServerConfig {
   std::string cpu_isa = "auto";
   std::string device = "cpu";
   std::string pinned_gemm = "auto";
+  bool enforce_eager = false;
   int32_t tensor_parallel_size = 1;
 
   double moe_capacity_factor = 0;  // 0: no limit

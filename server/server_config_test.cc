@@ -113,6 +113,12 @@ TEST(ServerConfig, DefaultsFollowTheDevice) {
   EXPECT_EQ(gpu.ToBackendOptions().device, "cuda:1");
   EXPECT_TRUE(gpu.ToBackendOptions().matrix_units);
   EXPECT_TRUE(gpu.ToBackendOptions().wgmma);
+  EXPECT_FALSE(gpu.ToBackendOptions().enforce_eager);
+  ServerConfig eager;
+  ASSERT_TRUE(Configure({"--model=m.gguf", "--device=cuda", "--enforce-eager"}, &eager).ok());
+  EXPECT_TRUE(eager.ToBackendOptions().enforce_eager);
+  EXPECT_THAT(std::string(Configure({"--model=m.gguf", "--enforce-eager"}, &cpu).message()),
+              HasSubstr("--enforce-eager: is for --device cuda"));
 }
 
 TEST(ServerConfig, PinnedProductsWithoutWgmma) {

@@ -27,6 +27,7 @@
 #include "kernels/cpu/swiglu.h"
 #include "kernels/cpu/tree_sum.h"
 #include "kernels/numerics/reduction_tree.h"
+#include "kernels/ops/checks.h"
 
 namespace verbatim::kernels::cpu {
 
@@ -156,6 +157,12 @@ absl::StatusOr<std::unique_ptr<WeightMatrix>> CpuBackend::LoadMatrix(
 
 absl::StatusOr<std::unique_ptr<KvCache>> CpuBackend::CreateKvCache(const KvCacheConfig& config) {
   return CpuKvCache::Create(config);
+}
+
+absl::Status CpuBackend::RunDecode(const DecodeStep& step,
+                                   absl::FunctionRef<absl::Status()> operations) {
+  if (absl::Status status = CheckDecodeStep(step); !status.ok()) return status;
+  return operations();
 }
 
 absl::Status CpuBackend::Embedding(const EmbeddingParams& params) {

@@ -50,6 +50,12 @@ class CpuBackend final : public Backend {
       absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) override;
   absl::StatusOr<std::unique_ptr<KvCache>> CreateKvCache(const KvCacheConfig& config) override;
 
+  // Nothing is gained by recording: no padding, and operations are called in every step.
+  int64_t DecodeRows(int64_t sequences) const override { return sequences; }
+  bool RecordsDecode() const override { return false; }
+  absl::Status RunDecode(const DecodeStep& step,
+                         absl::FunctionRef<absl::Status()> operations) override;
+
   absl::Status Embedding(const EmbeddingParams& params) override;
   absl::Status RmsNorm(const RmsNormParams& params) override;
   absl::Status Gemm(const GemmParams& params) override;

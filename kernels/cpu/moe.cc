@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/moe_kernels.h"
 #include "kernels/cpu/parallel.h"
@@ -117,14 +118,37 @@ void AssignWithinCapacity(const MoeRouteParams& params, const int32_t* wanted) {
   }
 }
 
+// The rows that there are, without those behind them, whose slots are lost.
+absl::StatusOr<MoeRouteParams> WithinLimits(const MoeRouteParams& params) {
+  MoeRouteParams present = params;
+  if (params.limits == nullptr) return present;
+  present.tokens = params.limits->tokens;
+  if (params.capacity != 0) present.capacity = params.limits->capacity;
+  if (present.tokens < 0 || present.tokens > params.tokens ||
+      (params.capacity != 0 && present.capacity < 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("MoeRoute: limits.tokens ", present.tokens,
+                                                   " of ", params.tokens, ", limits.capacity ",
+                                                   params.limits->capacity));
+  }
+  const int64_t begin = present.tokens * params.top_k, end = params.tokens * params.top_k;
+  std::fill(params.experts + begin, params.experts + end, -1);
+  if (params.wanted != nullptr) std::fill(params.wanted + begin, params.wanted + end, -1);
+  std::fill(params.weights + begin, params.weights + end, 0.0f);
+  return present;
+}
+
 }  // namespace
 
-absl::Status MoeRoute(const CpuContext& context, const MoeRouteParams& params) {
-  if (absl::Status status = CheckShape("MoeRoute", params.tokens, params.num_experts, params.top_k);
+absl::Status MoeRoute(const CpuContext& context, const MoeRouteParams& whole) {
+  if (absl::Status status = CheckShape("MoeRoute", whole.tokens, whole.num_experts, whole.top_k);
       !status.ok()) {
     return status;
   }
-  if (absl::Status status = CheckMoeRoute(params); !status.ok()) return status;
+  if (absl::Status status = CheckMoeRoute(whole); !status.ok()) return status;
+  if (whole.tokens == 0) return absl::OkStatus();
+  const absl::StatusOr<MoeRouteParams> within = WithinLimits(whole);
+  if (!within.ok()) return within.status();
+  const MoeRouteParams& params = *within;
   if (params.tokens == 0) return absl::OkStatus();
   const MoeKernels& kernels = KernelsOf(context.isa);
   if (params.capacity == 0) {

@@ -49,7 +49,8 @@ Case AnyCase() {
   return c;
 }
 
-Routing Route(const Case& c, int64_t capacity, bool ask_wanted = true) {
+Routing Route(const Case& c, int64_t capacity, bool ask_wanted = true,
+              const MoeStepLimits* limits = nullptr) {
   static ThreadPool pool(2);
   const CpuContext context{&pool, DetectIsa()};
   const size_t slots = static_cast<size_t>(c.tokens * c.top_k);
@@ -65,6 +66,7 @@ Routing Route(const Case& c, int64_t capacity, bool ask_wanted = true) {
   params.capacity = capacity;
   params.overflow = c.overflow;
   params.exempt = c.exempt.empty() ? nullptr : c.exempt.data();
+  params.limits = limits;
   params.experts = out.experts.data();
   params.wanted = ask_wanted ? out.wanted.data() : nullptr;
   params.weights = out.weights.data();
@@ -133,6 +135,41 @@ void AssertSame(const Routing& a, const Routing& b) {
   RC_ASSERT(a.experts == b.experts);
   RC_ASSERT(a.wanted == b.wanted);
   for (size_t i = 0; i < a.weights.size(); ++i) RC_ASSERT(SameBits(a.weights[i], b.weights[i]));
+}
+
+// Rows behind limits.tokens might as well not be there, but that their slots are lost.
+TEST(MoeCapacityTest, LimitsInMemoryTakeThePlaceOfParameters) {
+  EXPECT_TRUE(rc::check([] {
+    const Case c = AnyCase();
+    const bool limited = *rc::gen::arbitrary<bool>();
+    Case fewer = c;
+    fewer.tokens = *rc::gen::inRange<int64_t>(0, c.tokens + 1);
+    fewer.logits.resize(static_cast<size_t>(fewer.tokens * c.num_experts));
+    fewer.exempt.resize(static_cast<size_t>(fewer.tokens));
+    Routing expected = Route(fewer, limited ? c.capacity : 0);
+    const size_t slots = static_cast<size_t>(c.tokens * c.top_k);
+    expected.experts.resize(slots, -1);
+    expected.wanted.resize(slots, -1);
+    expected.weights.resize(slots, 0.0f);
+    const MoeStepLimits limits{.tokens = static_cast<int32_t>(fewer.tokens),
+                               .capacity = static_cast<int32_t>(c.capacity)};
+    AssertSame(Route(c, limited ? 1 : 0, true, &limits), expected);
+  }));
+}
+
+TEST(MoeCapacityTest, LimitsThatCannotBeAreRefused) {
+  ThreadPool pool(1);
+  const CpuContext context{&pool, DetectIsa()};
+  const float logits[4] = {};
+  int32_t experts[2];
+  float weights[2];
+  MoeRouteParams params{.logits = logits, .tokens = 2, .num_experts = 2, .top_k = 1, .capacity = 1};
+  params.experts = experts;
+  params.weights = weights;
+  for (const MoeStepLimits& limits : {MoeStepLimits{3, 1}, MoeStepLimits{-1, 1}, {1, 0}}) {
+    params.limits = &limits;
+    EXPECT_EQ(MoeRoute(context, params).code(), absl::StatusCode::kInvalidArgument);
+  }
 }
 
 TEST(MoeCapacityTest, IsTheReference) {

@@ -159,6 +159,7 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs args) 
   const int head_dim = static_cast<int>(layout.head_dim);
   const int q_stride = (head_dim + 7) / 8 * 8;
   const AttentionTile tile = args.tiles[blockIdx.x];
+  if (tile.num_queries == 0) return;
   const int64_t kv_head = blockIdx.y;
   const int32_t* pages = args.pages + tile.first_page;
   const int64_t heads_per_kv = args.heads_per_kv;

@@ -29,8 +29,7 @@ inline constexpr int kBlock = 64;
 inline constexpr int kBlocksPerCut = kCut / kBlock;
 inline constexpr int kRows = 16;  // queries of a warp
 inline constexpr int kStep = 16;  // of an instruction's reduction
-inline constexpr int kWarps = 4;
-inline constexpr int kThreads = 32 * kWarps;
+inline constexpr int kThreads = 128;
 
 // Shared memory of keys is [segment of 8 columns][position] 16 bytes, of values [position]
 // [kValueSegments] 16 bytes: eight rows of a matrix load meet no bank twice.

@@ -1,5 +1,6 @@
 // Attention on the matrix units for few queries (decoding): a block a cut of up to 16 queries of
-// one KV head, a warp a block of 64 positions of it; cuts are folded afterwards.
+// one KV head, a warp a block of 64 positions of it; cuts are folded afterwards. The contract's
+// cuts have 256 positions; THROUGHPUT has shorter ones where they would leave multiprocessors idle.
 //
 // Warps meet twice: the greatest score of a block depends on the blocks before it, and their sums
 // are added up at the end. The arithmetic is that of a block that walks them.
@@ -10,28 +11,28 @@ namespace {
 
 using namespace attention_mma;  // NOLINT(google-build-using-namespace)
 
-static_assert(kWarps == kBlocksPerCut);
-
 // A warp copies half a block at a time; each half's values take the place of its keys.
 constexpr int kHalf = kBlock / 2;
 
-template <int kDim>
+// kCutBlocks: blocks to a cut, and warps.
+template <int kDim, int kCutBlocks>
 struct SplitMemory {
-  static constexpr int kMaxima = 0;                           // [warp][row] float
-  static constexpr int kSums = kMaxima + kWarps * kRows * 4;  // [warp][row] float
-  static constexpr int kStages = kSums + kWarps * kRows * 4;  // [warp][2] kStageBytes
+  static constexpr int kMaxima = 0;                               // [warp][row] float
+  static constexpr int kSums = kMaxima + kCutBlocks * kRows * 4;  // [warp][row] float
+  static constexpr int kStages = kSums + kCutBlocks * kRows * 4;  // [warp][2] kStageBytes
   static constexpr int kStageBytes = kHalf * Shape<kDim>::kValueSegments * 16;
   static constexpr int kOutputStride = kDim + 8;  // floats
   static constexpr int kOutputs = kStages;        // [warp][row], once read
-  static constexpr int kStagesBytes = kWarps * 2 * kStageBytes;
-  static constexpr int kOutputsBytes = kWarps * kRows * kOutputStride * 4;
+  static constexpr int kStagesBytes = kCutBlocks * 2 * kStageBytes;
+  static constexpr int kOutputsBytes = kCutBlocks * kRows * kOutputStride * 4;
   static constexpr int kBytes =
       kStages + (kStagesBytes > kOutputsBytes ? kStagesBytes : kOutputsBytes);
 };
 
-template <int kDim>
-__global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
-  using Memory = SplitMemory<kDim>;
+template <int kDim, int kCutBlocks>
+__global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs args) {
+  using Memory = SplitMemory<kDim, kCutBlocks>;
+  constexpr int kLength = kCutBlocks * kBlock;
   constexpr int kPairs = kDim / 16;
   VERBATIM_SHARED_MEMORY(bytes);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
   const Queries queries{args.tiles[blockIdx.x], args.heads_per_kv, blockIdx.y};
   const int count = queries.tile.num_queries;
   const int longest = count > 0 ? queries.Longest() : 0;
-  const int cut = static_cast<int>(blockIdx.z), cut_start = cut * kCut;
+  const int cut = static_cast<int>(blockIdx.z), cut_start = cut * kLength;
   if (cut_start >= longest) return;
   const History history(args, queries);
   const int start = cut_start + warp * kBlock;
@@ -139,12 +140,12 @@ __global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
 
   // The blocks of a row's cut, joined in ascending order.
   const int head_dim = static_cast<int>(args.layout.head_dim);
-  for (int i = thread; i < count * head_dim; i += kThreads) {
+  for (int i = thread; i < count * head_dim; i += 32 * kCutBlocks) {
     const int row = i / head_dim, d = i % head_dim;
     const int visible = queries.Visible(row);
     if (visible <= cut_start) continue;
     float m = maxima[row], l = sums[row], out = outputs[row * Memory::kOutputStride + d];
-    for (int b = 1; b < kBlocksPerCut && cut_start + b * kBlock < visible; ++b) {
+    for (int b = 1; b < kCutBlocks && cut_start + b * kBlock < visible; ++b) {
       const float now = RunningMaximum(false, m, maxima[b * kRows + row]);
       const float alpha = Alpha(m, now);
       m = now;
@@ -169,14 +170,20 @@ __global__ void __launch_bounds__(kThreads) SplitKernel(AttentionArgs args) {
   }
 }
 
-template <int kDim>
-int LaunchDim(const AttentionArgs& args, Stream stream) {
-  return Launch(SplitKernel<kDim>,
+template <int kDim, int kCutBlocks>
+int LaunchCut(const AttentionArgs& args, Stream stream) {
+  return Launch(SplitKernel<kDim, kCutBlocks>,
                 {dim3(static_cast<unsigned int>(args.num_tiles),
                       static_cast<unsigned int>(args.layout.num_kv_heads),
                       static_cast<unsigned int>(args.max_cuts)),
-                 dim3(kThreads), static_cast<size_t>(SplitMemory<kDim>::kBytes)},
+                 dim3(32 * kCutBlocks), static_cast<size_t>(SplitMemory<kDim, kCutBlocks>::kBytes)},
                 stream, args);
+}
+
+template <int kDim>
+int LaunchDim(const AttentionArgs& args, Stream stream) {
+  return args.cut_length == kBlock ? LaunchCut<kDim, 1>(args, stream)
+                                   : LaunchCut<kDim, kBlocksPerCut>(args, stream);
 }
 
 int LaunchHeads(const AttentionArgs& args, Stream stream) {

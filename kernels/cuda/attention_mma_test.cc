@@ -166,14 +166,134 @@ TEST_F(AttentionMmaTest, WhatARowDoesNotSeeDoesNotReachIt) {
   }
 }
 
-TEST_F(AttentionMmaTest, ThroughputHasTheBitsOfPinned) {
-  AttentionShape shape = Bf16(4, 2, 64);
-  const std::vector<AttentionSequence> sequences = {{300, 1}, {3, 40}};
-  const std::vector<float> pinned = RunAttention(*cuda_, shape, sequences);
+// THROUGHPUT has the bits of PINNED where it has the contract's cuts, and others where it does not;
+// it says which.
+TEST_F(AttentionMmaTest, ThroughputCutsShorterWhereBlocksAreFew) {
+  const auto sequences_of = [](int count, int32_t first, int32_t rows) {
+    return std::vector<AttentionSequence>(count, {first, rows});
+  };
+  const int blocks_to_fill = test_device::Emulated() ? 1 : 64;  // sequences of two cuts
+  const struct {
+    std::vector<AttentionSequence> sequences;
+    bool shorter;
+  } cases[] = {
+      {sequences_of(1, 300, 1), true},
+      {sequences_of(1, 500, 2), !test_device::Emulated()},  // two rows: four blocks
+      {sequences_of(1, 200, 1), false},                     // one cut: no fold is saved
+      {sequences_of(blocks_to_fill * 2, 300, 1), false},
+      {{{300, 1}, {3, 40}}, false},  // the walked span has blocks enough
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(absl::StrCat(c.sequences.size(), " sequences from ", c.sequences[0].first));
+    AttentionShape shape = Bf16(4, 1, 64);
+    const std::vector<float> pinned = RunAttention(*cuda_, shape, c.sequences);
+    EXPECT_TRUE(CutsOf(*cuda_, shape, c.sequences).empty());
+    shape.mode.policy = Policy::kThroughput;
+    const std::vector<AttentionCut> cuts = CutsOf(*cuda_, shape, c.sequences);
+    EXPECT_EQ(!cuts.empty(), c.shorter);
+    for (int i = 0; i < test_device::Schedules(); ++i) {
+      const std::string name = test_device::UseSchedule(i);
+      const std::vector<float> y = RunAttention(*cuda_, shape, c.sequences);
+      EXPECT_EQ(SameBits(pinned, y), cuts.empty()) << name;
+      if (i == 0 && c.sequences.size() == 1) ExpectNear(shape, c.sequences[0], y, 1.0f);
+    }
+    test_device::UseSchedule(0);
+    shape.mode.policy = Policy::kPortable;
+    EXPECT_TRUE(CutsOf(*cuda_, shape, c.sequences).empty());
+    if (c.sequences.size() == 1) {
+      EXPECT_FALSE(SameBits(pinned, RunAttention(*cuda_, shape, c.sequences)));
+    }
+  }
+}
+
+// Recorded and replayed, padded and not, with either length of cuts.
+TEST_F(AttentionMmaTest, ARecordedStepHasTheSameBits) {
+  for (const Policy policy : {Policy::kPinned, Policy::kThroughput}) {
+    for (const std::vector<AttentionSequence>& sequences :
+         {std::vector<AttentionSequence>{{300, 1}}, {{500, 1}, {70, 1}, {600, 1}}}) {
+      AttentionShape shape = Bf16(4, 1, 64);
+      shape.mode.policy = policy;
+      const std::vector<float> plain = RunAttention(*cuda_, shape, sequences);
+      for (int64_t rows : {sequences.size(), sequences.size() + 1}) {
+        shape.decode_rows = rows;
+        EXPECT_TRUE(SameBits(plain, RunAttention(*cuda_, shape, sequences)))
+            << NameOf(policy) << ", " << sequences.size() << " of " << rows << " rows";
+      }
+    }
+  }
+}
+
+// A history of two cuts and one of eight: on the emulator the first is cut shorter, into as many.
+TEST_F(AttentionMmaTest, ARecordingIsOfOneLengthOfCuts) {
+  constexpr int64_t kDim = 32, kPositions = 1901, kPages = (kPositions + 31) / 32;
+  const NumericMode mode{.policy = Policy::kThroughput};
+  const KvCacheConfig config{.num_layers = 1,
+                             .num_kv_heads = 1,
+                             .head_dim = kDim,
+                             .page_tokens = 32,
+                             .num_pages = kPages,
+                             .dtype = DType::kBF16};
+  auto cache = cuda_->CreateKvCache(config);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  std::vector<int32_t> pages(kPages);
+  std::iota(pages.begin(), pages.end(), 0);
+  const auto span_of = [&](int32_t rows, int32_t first) {
+    return SequenceSpan{0, rows, first, pages.data(), static_cast<int32_t>(pages.size())};
+  };
+  Arrays arrays(*cuda_);
+  const SequenceSpan all = span_of(kPositions, 0);
+  ASSERT_TRUE(cuda_
+                  ->KvWrite({.cache = cache->get(),
+                             .k = arrays.Put(RandomFloats(kPositions * kDim, 61)),
+                             .v = arrays.Put(RandomFloats(kPositions * kDim, 62)),
+                             .row_stride = kDim,
+                             .spans = {&all, 1}})
+                  .ok());
+  const float* q = arrays.Put(RandomFloats(kDim, 63));
+  float* y = arrays.Poisoned(kDim);
+  for (int32_t first : {300, 1900, 301, 1899}) {
+    const SequenceSpan span = span_of(1, first);
+    const auto attend = [&] {
+      return cuda_->Attention({.mode = mode,
+                               .cache = cache->get(),
+                               .q = q,
+                               .q_stride = kDim,
+                               .y = y,
+                               .y_stride = kDim,
+                               .num_heads = 1,
+                               .spans = {&span, 1}});
+    };
+    ASSERT_TRUE(attend().ok());
+    const std::vector<float> plain = arrays.Get(y, kDim);
+    const absl::Status status = cuda_->RunDecode({.owner = this,
+                                                  .mode = mode,
+                                                  .cache = cache->get(),
+                                                  .num_heads = 1,
+                                                  .rows = 1,
+                                                  .spans = {&span, 1}},
+                                                 attend);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(SameBits(plain, arrays.Get(y, kDim))) << "position " << first;
+    if (test_device::Emulated()) {
+      EXPECT_EQ(cuda_->AttentionCuts(mode, config, 1, {&span, 1}).empty(), first > 1000);
+    }
+  }
+}
+
+TEST_F(AttentionMmaTest, ShortCutsAreNamed) {
+  AttentionShape shape = Bf16(4, 1, 64);
   shape.mode.policy = Policy::kThroughput;
-  EXPECT_TRUE(SameBits(pinned, RunAttention(*cuda_, shape, sequences)));
-  shape.mode.policy = Policy::kPortable;
-  EXPECT_FALSE(SameBits(pinned, RunAttention(*cuda_, shape, sequences)));
+  const std::vector<AttentionCut> cuts = CutsOf(*cuda_, shape, {{300, 1}});
+  ASSERT_EQ(cuts.size(), 1u);
+  EXPECT_EQ(
+      cuts[0],
+      (AttentionCut{.span = 0, .kv_head = 0, .row_begin = 0, .positions = {64, 128, 192, 256}}));
+  // A position more than a multiple of 64 begins another cut.
+  EXPECT_EQ(CutsOf(*cuda_, shape, {{319, 1}})[0].positions.size(), 4u);
+  EXPECT_EQ(CutsOf(*cuda_, shape, {{320, 1}})[0].positions.size(), 5u);
+  // fp32 pages are computed as PORTABLE.
+  shape.dtype = DType::kF32;
+  EXPECT_TRUE(CutsOf(*cuda_, shape, {{300, 1}}).empty());
 }
 
 // The configuration decides, so these are the bits of PORTABLE.

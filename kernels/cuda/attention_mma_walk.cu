@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
   float* const totals = reinterpret_cast<float*>(bytes + Memory::kTotals) + thread;
   // The longest first: they take the longest.
   const Queries queries{args.tiles[gridDim.x - 1 - blockIdx.x], args.heads_per_kv, blockIdx.y};
+  if (queries.tile.num_queries == 0) return;
   const History history(args, queries);
   const int first = warp * kRows;
   const int last =

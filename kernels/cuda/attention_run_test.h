@@ -16,6 +16,7 @@ struct AttentionShape {
   int64_t heads = 4, kv_heads = 2, head_dim = 64, page_tokens = 32;
   DType dtype = DType::kF32;
   NumericMode mode = {};
+  int64_t decode_rows = 0;  // more than 0: as two decode steps of so many rows, the second a replay
 
   int64_t q_size() const { return heads * head_dim; }
   int64_t kv_size() const { return kv_heads * head_dim; }
@@ -43,6 +44,25 @@ inline std::vector<float> AttentionInputs(const AttentionShape& shape,
     std::fill(row + shape.kv_size(), row + 2 * shape.kv_size(), INFINITY);
   }
   return all;
+}
+
+// What a batch of them cuts shorter than the contract does.
+inline std::vector<AttentionCut> CutsOf(const Backend& backend, const AttentionShape& shape,
+                                        const std::vector<AttentionSequence>& sequences) {
+  std::vector<SequenceSpan> spans;
+  int32_t row = 0;
+  for (const AttentionSequence& s : sequences) {
+    spans.push_back({.first_row = row, .num_rows = s.rows, .first_position = s.first});
+    row += s.rows;
+  }
+  return backend.AttentionCuts(shape.mode,
+                               {.num_layers = 2,
+                                .num_kv_heads = shape.kv_heads,
+                                .head_dim = shape.head_dim,
+                                .page_tokens = shape.page_tokens,
+                                .num_pages = 1,
+                                .dtype = shape.dtype},
+                               shape.heads, spans);
 }
 
 // Outputs of all rows of all sequences, in order.
@@ -108,17 +128,29 @@ inline std::vector<float> RunAttention(Backend& backend, const AttentionShape& s
   if (history_rows > 0) write(before, history);
   const float* data = write(batch, spans);
   float* y = arrays.Poisoned(rows * (q_size + 3));
-  const absl::Status status =
-      backend.Attention({.mode = shape.mode,
-                         .cache = cache->get(),
-                         .layer = kLayer,
-                         .q = data,
-                         .q_stride = stride,
-                         .y = y,
-                         .y_stride = q_size + 3,
-                         .num_heads = shape.heads,
-                         .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
-                         .spans = spans});
+  const auto attend = [&] {
+    return backend.Attention({.mode = shape.mode,
+                              .cache = cache->get(),
+                              .layer = kLayer,
+                              .q = data,
+                              .q_stride = stride,
+                              .y = y,
+                              .y_stride = q_size + 3,
+                              .num_heads = shape.heads,
+                              .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+                              .spans = spans});
+  };
+  absl::Status status;
+  for (int i = 0; i < (shape.decode_rows > 0 ? 2 : 0); ++i) {
+    status.Update(backend.RunDecode({.owner = &arrays,
+                                     .mode = shape.mode,
+                                     .cache = cache->get(),
+                                     .num_heads = shape.heads,
+                                     .rows = shape.decode_rows,
+                                     .spans = spans},
+                                    attend));
+  }
+  if (shape.decode_rows == 0) status = attend();
   EXPECT_TRUE(status.ok()) << status;
   return arrays.Get(y, rows * (q_size + 3));
 }

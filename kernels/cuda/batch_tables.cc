@@ -3,17 +3,19 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/step_graphs.h"
+
 namespace verbatim::kernels::cuda {
 namespace {
-
-constexpr int64_t kCut = 256;
 
 int64_t PagesOf(const KvCacheConfig& config, const SequenceSpan& span) {
   const int64_t positions = int64_t{span.first_position} + span.num_rows;
   return (positions + config.page_tokens - 1) / config.page_tokens;
 }
 
-int64_t CutsOf(int64_t positions) { return (positions + kCut - 1) / kCut; }
+int64_t CutsOf(int64_t positions, int64_t length = kCutLength) {
+  return (positions + length - 1) / length;
+}
 
 // Up to two tiles of the split way: the history is then read twice, mostly from the L2 cache.
 bool HasFewQueries(const SequenceSpan& span, int64_t heads_per_kv) {
@@ -25,6 +27,7 @@ void Clear(AttentionTables* tables) {
   tables->pages.clear();
   tables->row_cuts.clear();
   tables->split_tiles = tables->max_cuts = tables->max_walk_cuts = 0;
+  tables->cut_length = kCutLength;
 }
 
 // The index of the span's first page.
@@ -48,7 +51,7 @@ void AddTiles(const SequenceSpan& span, int32_t first_page, int64_t heads_per_kv
 
 void AddCuts(const SequenceSpan& span, AttentionTables* tables) {
   for (int32_t i = 0; i < span.num_rows; ++i) {
-    const int64_t cuts = CutsOf(int64_t{span.first_position} + i + 1);
+    const int64_t cuts = CutsOf(int64_t{span.first_position} + i + 1, tables->cut_length);
     tables->row_cuts[static_cast<size_t>(int64_t{span.first_row} + i)] = static_cast<int32_t>(cuts);
     tables->max_cuts = std::max(tables->max_cuts, cuts);
   }
@@ -85,17 +88,62 @@ void BuildAttentionTables(const KvCacheConfig& config, int64_t heads_per_kv,
   }
 }
 
+int64_t ThroughputCutLength(const KvCacheConfig& config, int64_t heads_per_kv,
+                            absl::Span<const SequenceSpan> spans, int64_t max_row_cuts,
+                            int64_t multiprocessors) {
+  int64_t rows = 0, longest = 0;
+  for (const SequenceSpan& span : spans) {
+    if (span.num_rows == 0) continue;
+    if (!HasFewQueries(span, heads_per_kv)) return kCutLength;
+    rows = std::max(rows, int64_t{span.first_row} + span.num_rows);
+    longest = std::max(longest, int64_t{span.first_position} + span.num_rows);
+  }
+  rows = GraphRows(rows);
+  const int64_t cuts = GraphCuts(CutsOf(longest));
+  const int64_t tiles = rows * ((heads_per_kv + kSplitTileQueries - 1) / kSplitTileQueries);
+  const bool pays = cuts > 1 && tiles * config.num_kv_heads * cuts < multiprocessors;
+  const bool fits = rows * cuts * (kCutLength / kShortCutLength) <= max_row_cuts;
+  return pays && fits ? kShortCutLength : kCutLength;
+}
+
+std::vector<AttentionCut> SplitCuts(const KvCacheConfig& config, int64_t heads_per_kv,
+                                    absl::Span<const SequenceSpan> spans, int64_t cut_length) {
+  std::vector<AttentionCut> cuts;
+  AttentionTables tiles;
+  for (size_t i = 0; i < spans.size(); ++i) {
+    tiles.tiles.clear();
+    AddTiles(spans[i], 0, heads_per_kv, kSplitTileQueries, &tiles);
+    for (const AttentionTile& tile : tiles.tiles) {
+      const int64_t last_row = (tile.first_query + tile.num_queries - 1) / heads_per_kv;
+      AttentionCut cut;
+      cut.span = static_cast<int32_t>(i);
+      cut.row_begin = tile.first_query;
+      for (int64_t p = cut_length; p <= tile.first_position + last_row; p += cut_length) {
+        cut.positions.push_back(static_cast<int32_t>(p));
+      }
+      if (cut.positions.empty()) continue;
+      for (int64_t head = 0; head < config.num_kv_heads; ++head) {
+        cut.kv_head = static_cast<int32_t>(head);
+        cuts.push_back(cut);
+      }
+    }
+  }
+  return cuts;
+}
+
 void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
                              absl::Span<const SequenceSpan> spans, int64_t max_row_cuts,
-                             AttentionTables* tables) {
+                             int64_t cut_length, AttentionTables* tables) {
   Clear(tables);
+  tables->cut_length = cut_length;
   int64_t rows = 0, split_rows = 0, split_cuts = 0;
   for (const SequenceSpan& span : spans) {
     const int64_t end = int64_t{span.first_row} + span.num_rows;
     rows = std::max(rows, end);
     if (!HasFewQueries(span, heads_per_kv)) continue;
     split_rows = std::max(split_rows, end);
-    split_cuts = std::max(split_cuts, CutsOf(int64_t{span.first_position} + span.num_rows));
+    split_cuts =
+        std::max(split_cuts, CutsOf(int64_t{span.first_position} + span.num_rows, cut_length));
   }
   const bool split = split_cuts == 1 || split_rows * split_cuts <= max_row_cuts;
   tables->row_cuts.assign(static_cast<size_t>(split ? split_rows : 0), 0);
@@ -116,6 +164,36 @@ void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
     }
     if (few) tables->split_tiles = static_cast<int64_t>(tables->tiles.size());
   }
+}
+
+void BuildDecodeTables(const KvCacheConfig& config, int64_t heads_per_kv,
+                       absl::Span<const SequenceSpan> spans, int64_t rows, bool mma,
+                       int64_t max_row_cuts, int64_t cut_length, AttentionTables* tables) {
+  Clear(tables);
+  tables->cut_length = cut_length;
+  int64_t most_cuts = 1;
+  for (const SequenceSpan& span : spans) {
+    most_cuts = std::max(most_cuts, CutsOf(int64_t{span.first_position} + 1));
+  }
+  const int64_t cuts = GraphCuts(most_cuts);
+  const bool walks =
+      mma && (heads_per_kv > 2 * kSplitTileQueries || (cuts > 1 && rows * cuts > max_row_cuts));
+  tables->tile_queries = heads_per_kv > 8 ? 32 : 8;
+  int64_t tile_queries = tables->tile_queries;
+  if (mma) tile_queries = walks ? kWalkTileQueries : kSplitTileQueries;
+  tables->row_cuts.assign(static_cast<size_t>(walks ? 0 : rows), 0);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    AddTiles(spans[i], AddPages(config, spans[i], tables), heads_per_kv, tile_queries, tables);
+    if (!walks) {
+      tables->row_cuts[i] =
+          static_cast<int32_t>(CutsOf(int64_t{spans[i].first_position} + 1, cut_length));
+    }
+  }
+  tables->tiles.resize(
+      static_cast<size_t>(rows * ((heads_per_kv + tile_queries - 1) / tile_queries)),
+      AttentionTile{});
+  if (mma && !walks) tables->split_tiles = static_cast<int64_t>(tables->tiles.size());
+  (walks ? tables->max_walk_cuts : tables->max_cuts) = cuts * (kCutLength / cut_length);
 }
 
 bool SpanMemory::SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt,

@@ -9,7 +9,8 @@
 namespace verbatim::kernels::cuda {
 namespace {
 
-constexpr int kStagingSlots = 4;
+// More than a decode step's uploads: none of them waits for another one's copy.
+constexpr int kStagingSlots = 8;
 
 std::string Architecture(const runtime::DeviceInfo& info) {
   return absl::StrCat("sm", info.major, info.minor);
@@ -54,6 +55,17 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       options.matrix_units && options.wgmma, backend->info_, *backend->uploader_, *stream);
   if (!form.ok()) return form.status();
   backend->pinned_form_ = *std::move(form);
+  if (options.matrix_units && options.library_products) {
+    absl::StatusOr<std::unique_ptr<LibraryGemm>> library =
+        LibraryGemm::Open(options.library_workspace_bytes);
+    if (library.ok()) {
+      backend->library_ = *std::move(library);
+    } else if (library.status().code() == absl::StatusCode::kNotFound) {
+      backend->no_library_ = std::string(library.status().message());
+    } else {
+      return library.status();
+    }
+  }
   absl::Status cleared = runtime::Fill(backend->fault(), 0, sizeof(uint32_t), *stream);
   if (!cleared.ok()) return cleared;
   if (absl::Status ready = runtime::Synchronize(*stream); !ready.ok()) return ready;
@@ -63,6 +75,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
 CudaBackend::~CudaBackend() {
   // Memory goes only when nothing on the stream can touch it; a device that has failed cannot.
   runtime::Synchronize(stream_).IgnoreError();
+  graphs_.Clear();
   runtime::DestroyStream(stream_);
 }
 
@@ -74,6 +87,11 @@ std::string CudaBackend::Describe() const {
                                   info_.memory_bytes >> 20, " MiB, kernels ", info_.code_tag);
   if (const std::string form = pinned_form_->Describe(); options_.matrix_units && !form.empty()) {
     absl::StrAppend(&text, ", ", form);
+  }
+  if (library_ != nullptr) {
+    absl::StrAppend(&text, ", throughput products by ", library_->Version());
+  } else if (options_.matrix_units) {
+    absl::StrAppend(&text, ", throughput products by pinned kernels (", no_library_, ")");
   }
   return text;
 }
@@ -95,7 +113,10 @@ absl::StatusOr<std::string> CudaBackend::NumericsTag(Policy policy) const {
     case Policy::kThroughput:
       break;
   }
-  return absl::StrCat("v1/throughput/cuda-", Architecture(info_), "-", info_.name);
+  std::string tag = absl::StrCat("v1/throughput/cuda-", Architecture(info_), "-", info_.name, "-",
+                                 info_.code_tag);
+  if (library_ != nullptr) absl::StrAppend(&tag, "-", library_->Version());
+  return tag;
 }
 
 absl::Status CudaBackend::Enter() { return runtime::UseDevice(options_.device); }

@@ -7,18 +7,22 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/batch_tables.h"
+#include "kernels/cuda/cuda_kv_cache.h"
 #include "kernels/cuda/cuda_matrix.h"
 #include "kernels/cuda/cuda_sampler.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/expert_tables.h"
+#include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/pinned_gemm_form.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/step_graphs.h"
 
 namespace verbatim::kernels::cuda {
 
@@ -29,6 +33,10 @@ struct CudaBackendOptions {
   // With matrix_units: PINNED products of many tokens by wgmma, on devices that have it and where
   // it was seen to give the bits of mma.sync (pinned_gemm_form.h); Describe says what is used.
   bool wgmma = true;
+  // With matrix_units: THROUGHPUT's dense products by the vendor's library where the machine has
+  // it, with so much working memory of its own; without it they are PINNED's, and Describe says so.
+  bool library_products = true;
+  size_t library_workspace_bytes = size_t{32} << 20;
   // Partial results and activations rounded to bf16; an operation that needs more is refused.
   size_t workspace_bytes = size_t{256} << 20;
   // Page tables and rows of one batch.
@@ -40,6 +48,8 @@ struct CudaBackendOptions {
   // rows.
   size_t sampling_scratch_bytes = size_t{128} << 20;
   size_t sampling_list_bytes = size_t{16} << 20;
+  // Recorded decode steps that are kept; 0: every operation is launched by itself.
+  size_t max_graphs = 256;
 };
 
 class CudaBackend final : public Backend {
@@ -73,6 +83,16 @@ class CudaBackend final : public Backend {
                                           int64_t num_heads,
                                           absl::Span<const SequenceSpan> spans) const override;
 
+  int64_t DecodeRows(int64_t sequences) const override { return GraphRows(sequences); }
+  bool RecordsDecode() const override { return options_.max_graphs > 0; }
+  // A step of kMaxGraphRows rows or fewer is recorded when it is first met, behind its operations,
+  // which have then loaded and uploaded what they need: a graph holds kernels and nothing else.
+  absl::Status RunDecode(const DecodeStep& step,
+                         absl::FunctionRef<absl::Status()> operations) override;
+  // Steps so far that were recorded, and that a graph computed.
+  int64_t recorded_steps() const { return recorded_steps_; }
+  int64_t replayed_steps() const { return replayed_steps_; }
+
   absl::Status Embedding(const EmbeddingParams& params) override;
   absl::Status RmsNorm(const RmsNormParams& params) override;
   absl::Status Gemm(const GemmParams& params) override;
@@ -90,15 +110,41 @@ class CudaBackend final : public Backend {
 
  private:
   CudaBackend(const CudaBackendOptions& options, runtime::DeviceInfo info, Stream stream)
-      : options_(options), info_(std::move(info)), stream_(stream) {}
+      : options_(options),
+        info_(std::move(info)),
+        stream_(stream),
+        graphs_(options.max_graphs, stream) {}
 
   // Makes the device the calling thread's: a step's first calls (uploads, Embedding) and everything
   // that waits do so, because the engine's thread need not be the one that created the backend.
   absl::Status Enter();
   absl::Status GemmOnMatrixUnits(const GemmParams& params, const CudaMatrix& weight, bool round);
+  // What runs for so many tokens, by name.
+  std::string KernelOnMatrixUnits(Policy policy, const CudaMatrix& weight, int64_t tokens) const;
+  // As many tokens at a time as the workspace holds as bf16; 0 if not even one.
+  int64_t SliceTokens(int64_t tokens, const CudaMatrix& weight) const;
+  // How the library multiplies for THROUGHPUT; null: PINNED's kernels do.
+  const LibraryGemm::Algorithm* LibraryAlgorithm(Policy policy,
+                                                 const LibraryGemmShape& shape) const;
+  // The product of `tokens` rows from `first` on, rounded already; false: nothing was done,
+  // PINNED's kernels are to do it.
+  absl::StatusOr<bool> GemmByLibrary(const GemmParams& params, const CudaMatrix& weight,
+                                     int64_t first, int64_t tokens, const void* rounded_x,
+                                     bool round);
   absl::Status GroupedGemmOnMatrixUnits(const GroupedGemmParams& params, GroupedGemmArgs args,
                                         absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
+  // cuda_attention.cc. `UploadStepTables` leaves tables that KvWrite and Attention know.
+  // Rows and cuts whose partials the workspace holds; positions of a cut, the contract's but for
+  // some of THROUGHPUT's (ThroughputCutLength).
+  int64_t MaxRowCuts(const KvCacheConfig& config, int64_t num_heads) const;
+  int64_t AttentionCutLength(const NumericMode& mode, const KvCacheConfig& config,
+                             int64_t num_heads, absl::Span<const SequenceSpan> spans) const;
+  absl::Status UploadKvRows();
+  absl::Status UploadAttentionTables();
+  absl::Status UploadStepTables(const DecodeStep& step, const CudaKvCache& cache);
+  absl::Status RunPrepared(const DecodeStep& step, const CudaKvCache& cache,
+                           absl::FunctionRef<absl::Status()> operations);
   // What the kernels' fault word says, as a status; the word is cleared.
   absl::Status TakeFault();
   uint32_t* fault() { return static_cast<uint32_t*>(fault_->data()); }
@@ -112,10 +158,18 @@ class CudaBackend final : public Backend {
   std::unique_ptr<ExpertTables> expert_tables_;
   std::unique_ptr<CudaSampler> sampler_;
   std::unique_ptr<PinnedGemmForm> pinned_form_;
+  std::unique_ptr<LibraryGemm> library_;  // or null, for this reason
+  std::string no_library_ = "not asked for";
   // Every layer of a step asks with the same spans: the tables are built and uploaded once.
   SpanMemory kv_spans_, attention_spans_;
   std::vector<KvRow> kv_rows_;
   AttentionTables tables_;
+  std::vector<char> table_bytes_;
+  // Recorded steps, valid while weights and tables of experts are where they were then.
+  StepGraphs graphs_;
+  std::pair<uint64_t, uint64_t> graphs_epoch_;
+  bool in_step_ = false;
+  int64_t recorded_steps_ = 0, replayed_steps_ = 0;
 };
 
 }  // namespace verbatim::kernels::cuda

@@ -10,15 +10,19 @@
 
 namespace verbatim::kernels::cuda {
 
+KvLayout LayoutOf(const KvCacheConfig& config) {
+  return {.data = nullptr,
+          .bf16 = config.dtype == DType::kBF16,
+          .num_pages = config.num_pages,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim,
+          .page_tokens = config.page_tokens};
+}
+
 absl::StatusOr<std::unique_ptr<KvCache>> CudaKvCache::Create(const KvCacheConfig& config,
                                                              Stream stream) {
   if (absl::Status status = CheckKvCacheConfig(config); !status.ok()) return status;
-  KvLayout layout{.data = nullptr,
-                  .bf16 = config.dtype == DType::kBF16,
-                  .num_pages = config.num_pages,
-                  .num_kv_heads = config.num_kv_heads,
-                  .head_dim = config.head_dim,
-                  .page_tokens = config.page_tokens};
+  KvLayout layout = LayoutOf(config);
   int64_t size = layout.head_elements() * layout.element_bytes();
   for (int64_t factor : {config.num_layers, config.num_pages, config.num_kv_heads}) {
     if (__builtin_mul_overflow(size, factor, &size)) {

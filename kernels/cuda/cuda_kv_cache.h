@@ -12,6 +12,9 @@
 
 namespace verbatim::kernels::cuda {
 
+// Without data.
+KvLayout LayoutOf(const KvCacheConfig& config);
+
 class CudaKvCache final : public KvCache {
  public:
   // INVALID_ARGUMENT names the field of `config` that is wrong.

@@ -41,6 +41,7 @@ absl::Status CudaBackend::MoeRoute(const MoeRouteParams& params) {
                                                .capacity = params.capacity,
                                                .next = params.overflow == CapacityOverflow::kNext,
                                                .exempt = params.exempt,
+                                               .limits = params.limits,
                                                .experts = params.experts,
                                                .wanted = params.wanted,
                                                .weights = params.weights},

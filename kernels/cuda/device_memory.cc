@@ -37,6 +37,7 @@ Uploader::~Uploader() {
 }
 
 absl::Status Uploader::UploadFilled(void* device, size_t size_bytes, Fill fill) {
+  if (closed_) return absl::FailedPreconditionError("cuda: an upload in a step that is recorded");
   for (size_t done = 0; done < size_bytes;) {
     Slot& slot = slots_[next_];
     next_ = (next_ + 1) % slots_.size();

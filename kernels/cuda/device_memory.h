@@ -53,6 +53,11 @@ class Uploader {
   Uploader(const Uploader&) = delete;
   Uploader& operator=(const Uploader&) = delete;
 
+  // Closed, uploads are refused with FAILED_PRECONDITION: in a recording they would copy, in every
+  // replay, whatever the slot holds by then.
+  void set_closed(bool closed) { closed_ = closed; }
+  bool closed() const { return closed_; }
+
   // `host` may be changed as soon as this returns.
   absl::Status Upload(void* device, const void* host, size_t size_bytes);
   // Rows of row_bytes each to places `pitch_bytes` apart, what lies between them zero.
@@ -73,6 +78,7 @@ class Uploader {
   const Stream stream_;
   std::vector<Slot> slots_;
   size_t next_ = 0;
+  bool closed_ = false;
 };
 
 }  // namespace verbatim::kernels::cuda

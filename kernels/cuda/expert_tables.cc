@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<ExpertTables>> ExpertTables::Create(size_t size_b
 void ExpertTables::Forget() {
   known_.clear();
   used_bytes_ = 0;
+  ++epoch_;
 }
 
 absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMatrix* const> weights,
@@ -94,6 +95,12 @@ absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMat
     return absl::ResourceExhaustedError(
         absl::StrCat("GroupedGemm: the table of ", experts->size(), " experts needs ", size_bytes,
                      " bytes; expert_table_bytes is ", memory_->size_bytes()));
+  }
+  if (uploader_.closed()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "GroupedGemm: a step cannot be recorded, because the tables of all its layers' "
+        "experts are more than expert_table_bytes, ",
+        memory_->size_bytes()));
   }
   // In stream order: products that were put on it before read the tables as they were.
   if (used_bytes_ + size_bytes > memory_->size_bytes()) Forget();

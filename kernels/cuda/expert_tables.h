@@ -42,6 +42,9 @@ class ExpertTables {
   // RESOURCE_EXHAUSTED names the bytes needed.
   absl::StatusOr<const ExpertWeights*> Of(absl::Span<const WeightMatrix* const> experts, bool bf16);
 
+  // Changes when tables that were uploaded before lose their place.
+  uint64_t epoch() const { return epoch_; }
+
  private:
   ExpertTables(std::unique_ptr<DeviceBuffer> memory, Uploader& uploader)
       : memory_(std::move(memory)), uploader_(uploader) {}
@@ -52,7 +55,7 @@ class ExpertTables {
   size_t used_bytes_ = 0;
   using Key = std::pair<bool, std::vector<const WeightMatrix*>>;
   std::map<Key, ExpertWeights> known_;  // for this generation of matrices
-  uint64_t generation_ = 0;
+  uint64_t generation_ = 0, epoch_ = 0;
   Key key_;
 };
 

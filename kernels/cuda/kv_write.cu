@@ -17,6 +17,7 @@ template <class T>
 __global__ void KvWriteKernel(KvLayout layout, int64_t layer, const float* k, const float* v,
                               int64_t row_stride, const KvRow* rows) {
   const KvRow row = rows[blockIdx.x];
+  if (row.page < 0) return;
   const int64_t segment = layout.segment_elements();
   const int64_t head_dim = layout.head_dim;
   for (int64_t i = threadIdx.x; i < layout.num_kv_heads * head_dim; i += kThreads) {

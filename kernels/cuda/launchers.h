@@ -12,6 +12,7 @@
 #include "kernels/cuda/stream.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/dtype.h"
+#include "kernels/ops/moe.h"
 #include "kernels/ops/tree_sum.h"
 
 namespace verbatim::kernels::cuda {
@@ -115,7 +116,7 @@ struct KvLayout {
 // One row of the batch that is written: its row, and where its position lies.
 struct KvRow {
   int32_t row;
-  int32_t page;
+  int32_t page;    // −1: the row is not written
   int32_t offset;  // position within the page
 };
 
@@ -136,9 +137,13 @@ struct AttentionTile {
   int32_t first_row;       // of the span, in the batch
   int32_t first_position;  // of the span
   int32_t first_query;
-  int32_t num_queries;
-  int32_t first_page;  // index into the page table of the span's first page
+  int32_t num_queries;  // 0: nothing is computed
+  int32_t first_page;   // index into the page table of the span's first page
 };
+
+// Positions of a cut: the contract's, and those of THROUGHPUT's decode steps with few blocks.
+inline constexpr int64_t kCutLength = 256;
+inline constexpr int64_t kShortCutLength = 64;
 
 struct AttentionArgs {
   KvLayout layout;
@@ -159,6 +164,7 @@ struct AttentionArgs {
   float* partials;
   int64_t max_cuts;
   const int32_t* row_cuts;  // [batch_rows]: cuts of each row's history; 0 for rows of no span
+  int64_t cut_length = kCutLength;  // or kShortCutLength, for LaunchAttentionMmaSplit alone
   int64_t batch_rows;
   bool round;
 };
@@ -231,6 +237,18 @@ bool WgmmaCanCompute(const PackedPart& part, int64_t tokens);
 // Writes whether this device runs code compiled with wgmma: 1 or 0.
 int LaunchWgmmaProbe(uint32_t* answer, Stream stream);
 
+// In place, y = bf16(y + bias): what a library's product leaves to do. A null bias and
+// rounding that is not asked for are left out.
+struct GemmFinishArgs {
+  int64_t tokens;
+  int64_t rows;
+  float* y;
+  int64_t y_stride;
+  const float* bias;
+  bool round;
+};
+int LaunchGemmFinish(const GemmFinishArgs& args, Stream stream);
+
 struct MoeRouteArgs {
   const float* logits;
   int64_t tokens, num_experts, top_k;
@@ -239,6 +257,7 @@ struct MoeRouteArgs {
   int64_t capacity;  // 0: no limit
   bool next;         // a full expert's token takes its next one
   const uint8_t* exempt;
+  const MoeStepLimits* limits;  // or null
   int32_t* experts;
   int32_t* wanted;
   float* weights;

@@ -59,6 +59,15 @@ __device__ __forceinline__ float SumOverAll(const float* logits, int64_t num_exp
   return FoldLanes(stream.Root());
 }
 
+// Rows that there are, and places of an expert.
+__device__ __forceinline__ int64_t TokensOf(const MoeRouteArgs& args) {
+  if (args.limits == nullptr) return args.tokens;
+  return args.limits->tokens < args.tokens ? args.limits->tokens : args.tokens;
+}
+__device__ __forceinline__ int64_t CapacityOf(const MoeRouteArgs& args) {
+  return args.limits == nullptr ? args.capacity : args.limits->capacity;
+}
+
 // A slot whose place was lost keeps the expert it was for as ~expert until it is weighed.
 enum class Phase : uint8_t { kChooseAndWeigh, kChoose, kWeigh };
 
@@ -68,6 +77,14 @@ __global__ void RouteKernel(MoeRouteArgs args, Phase phase) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
   if (token >= args.tokens) return;
+  if (token >= TokensOf(args)) {
+    for (int64_t slot = token * args.top_k + lane; slot < (token + 1) * args.top_k; slot += 32) {
+      args.experts[slot] = -1;
+      if (args.wanted != nullptr) args.wanted[slot] = -1;
+      args.weights[slot] = 0.0f;
+    }
+    return;
+  }
   float* logits = reinterpret_cast<float*>(bytes) + warp * args.num_experts;
   for (int64_t e = lane; e < args.num_experts; e += 32) {
     logits[e] = args.logits[token * args.num_experts + e];
@@ -135,9 +152,10 @@ __device__ __forceinline__ int32_t NextWithPlace(const MoeRouteArgs& args, int64
                                                  const int32_t* taken, int lane) {
   const float* logits = args.logits + row * args.num_experts;
   const int32_t* mine = args.experts + row * args.top_k;
+  const int64_t capacity = CapacityOf(args);
   uint64_t best = 0;
   for (int64_t e = lane; e < args.num_experts; e += 32) {
-    if (taken[e] >= args.capacity) continue;
+    if (taken[e] >= capacity) continue;
     const uint64_t order = OrderOf(logits[e], e);
     if (order < best) continue;
     bool own = false;
@@ -156,11 +174,12 @@ __global__ void CapacityKernel(MoeRouteArgs args) {
   int32_t* taken = reinterpret_cast<int32_t*>(bytes);
   const int lane = static_cast<int>(threadIdx.x);
   const int top_k = static_cast<int>(args.top_k);
+  const int64_t tokens = TokensOf(args), capacity = CapacityOf(args);
   for (int64_t e = lane; e < args.num_experts; e += 32) taken[e] = 0;
   for (int rank = 0; rank < top_k; ++rank) {
-    for (int64_t first = 0; first < args.tokens; first += 32) {
+    for (int64_t first = 0; first < tokens; first += 32) {
       const int64_t row = first + lane;
-      const bool contends = row < args.tokens && (args.exempt == nullptr || args.exempt[row] == 0);
+      const bool contends = row < tokens && (args.exempt == nullptr || args.exempt[row] == 0);
       int32_t* slot = args.experts + row * top_k + rank;
       const int32_t expert = contends ? *slot : -1;
       bool own = false;  // taken at a lower rank, in place of another
@@ -179,7 +198,7 @@ __global__ void CapacityKernel(MoeRouteArgs args) {
         const uint32_t lower = (1u << lane) - 1;
         const int32_t had = pending ? taken[expert] : 0;
         SyncWarp();  // all lanes have read what was taken
-        const bool fails = pending && (own || had + PopCount(same & lower) >= args.capacity);
+        const bool fails = pending && (own || had + PopCount(same & lower) >= capacity);
         const uint32_t failing = Ballot(fails);
         // Without a next expert to take, a failure changes nothing for the rows behind it.
         const int stop = args.next ? PopCount((failing & (0u - failing)) - 1u) : 32;

@@ -24,6 +24,7 @@ class MoeTest : public BackendPairTest {
     CapacityOverflow overflow = CapacityOverflow::kDrop;
     std::vector<uint8_t> exempt;
     bool wanted = true;
+    std::vector<MoeStepLimits> limits = {};  // one or none
 
     int64_t tokens() const { return static_cast<int64_t>(logits.size()) / num_experts; }
   };
@@ -44,6 +45,7 @@ class MoeTest : public BackendPairTest {
                           .capacity = r.capacity,
                           .overflow = r.overflow,
                           .exempt = r.exempt.empty() ? nullptr : arrays.Put(r.exempt),
+                          .limits = r.limits.empty() ? nullptr : arrays.Put(r.limits),
                           .experts = experts,
                           .wanted = r.wanted ? wanted : nullptr,
                           .weights = weights});
@@ -162,6 +164,23 @@ TEST_F(MoeTest, HandsOutLimitedPlacesInOrder) {
                                 .wanted = variant != 3};
           ExpectSameBits([&](Backend& backend) { return Route(backend, routing); });
         }
+      }
+    }
+  }
+}
+
+TEST_F(MoeTest, LimitsComeFromMemory) {
+  for (const int32_t tokens : {0, 5, 37}) {
+    for (const int64_t capacity : {0, 1}) {  // the parameter says whether, the memory how much
+      for (const auto overflow : {CapacityOverflow::kDrop, CapacityOverflow::kNext}) {
+        SCOPED_TRACE(absl::StrCat(tokens, " of 40 tokens, capacity ", capacity));
+        const Routing routing{.logits = RandomFloats(40 * 6, 57, 2.0f),
+                              .num_experts = 6,
+                              .top_k = 3,
+                              .capacity = capacity,
+                              .overflow = overflow,
+                              .limits = {{.tokens = tokens, .capacity = 9}}};
+        ExpectSameBits([&](Backend& backend) { return Route(backend, routing); });
       }
     }
   }

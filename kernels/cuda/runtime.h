@@ -62,6 +62,19 @@ absl::Status WaitForEvent(Event* event);
 // Milliseconds between two recorded and passed events.
 absl::StatusOr<double> MillisecondsBetween(Event* first, Event* second);
 
+// Work that was recorded from a stream, to be put on it again as a whole.
+struct Graph;
+// From here to EndRecording what this thread puts on the stream is recorded and not run. Waiting
+// for the stream is an error until then, and spoils the recording.
+absl::Status BeginRecording(Stream stream);
+// The recorded work, ready to be launched. On an error nothing is left, and the stream runs again
+// what is put on it.
+absl::StatusOr<Graph*> EndRecording(Stream stream);
+// Runs with the arguments that the recorded launches were given, in stream order.
+absl::Status LaunchGraph(Graph* graph, Stream stream);
+// Not while the graph may be running.
+void DestroyGraph(Graph* graph);
+
 // The status of a launcher's result; INTERNAL names `operation` and the error. An error of the
 // device itself is sticky: everything after it fails too, and the process must end.
 absl::Status LaunchStatus(const char* operation, int error);

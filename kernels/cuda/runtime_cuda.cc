@@ -73,6 +73,9 @@ absl::Status CheckDriver() {
 struct Event {
   cudaEvent_t event = nullptr;
 };
+struct Graph {
+  cudaGraphExec_t graph = nullptr;
+};
 
 absl::StatusOr<DeviceInfo> OpenDevice(int index) {
   if (absl::Status driver = CheckDriver(); !driver.ok()) return driver;
@@ -219,6 +222,37 @@ absl::StatusOr<double> MillisecondsBetween(Event* first, Event* second) {
                                  cudaEventElapsedTime(&milliseconds, first->event, second->event));
   if (!status.ok()) return status;
   return static_cast<double>(milliseconds);
+}
+
+absl::Status BeginRecording(Stream stream) {
+  return StatusOf("cudaStreamBeginCapture",
+                  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+}
+
+absl::StatusOr<Graph*> EndRecording(Stream stream) {
+  cudaGraph_t recorded = nullptr;
+  absl::Status status = StatusOf("cudaStreamEndCapture", cudaStreamEndCapture(stream, &recorded));
+  if (!status.ok()) return status;
+  cudaGraphExec_t graph = nullptr;
+  status = StatusOf("cudaGraphInstantiate", cudaGraphInstantiate(&graph, recorded, 0));
+  cudaGraphDestroy(recorded);
+  if (!status.ok()) return status;
+  // Now, so that the first launch does not have to.
+  status = StatusOf("cudaGraphUpload", cudaGraphUpload(graph, stream));
+  if (!status.ok()) {
+    cudaGraphExecDestroy(graph);
+    return status;
+  }
+  return new Graph{graph};
+}
+
+absl::Status LaunchGraph(Graph* graph, Stream stream) {
+  return StatusOf("cudaGraphLaunch", cudaGraphLaunch(graph->graph, stream));
+}
+
+void DestroyGraph(Graph* graph) {
+  cudaGraphExecDestroy(graph->graph);
+  delete graph;
 }
 
 absl::Status LaunchStatus(const char* operation, int error) {

@@ -5,6 +5,7 @@ set(VERBATIM_CUDA_KERNELS
   attention_mma_walk.cu
   embedding.cu
   gather_rows.cu
+  gemm_finish.cu
   gemm_pinned.cu
   gemm_pinned_wgmma.cu
   gemm_portable.cu
@@ -21,8 +22,11 @@ set(VERBATIM_CUDA_KERNELS
   tree_sum.cu)
 set(VERBATIM_CUDA_HOST_SOURCES
   batch_tables.cc
+  cuda_attention.cc
   cuda_backend.cc
+  cuda_decode.cc
   cuda_kv_cache.cc
+  cuda_library_products.cc
   cuda_matrix.cc
   cuda_moe.cc
   cuda_operations.cc
@@ -30,6 +34,7 @@ set(VERBATIM_CUDA_HOST_SOURCES
   device_memory.cc
   expert_tables.cc
   pinned_gemm_form.cc
+  step_graphs.cc
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS
@@ -40,5 +45,6 @@ set(VERBATIM_CUDA_TESTS
   gemm_pinned_wgmma_test
   gemm_portable_test
   grouped_gemm_test
+  library_gemm_test
   moe_test
   row_operations_test)

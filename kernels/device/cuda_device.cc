@@ -5,8 +5,12 @@
 namespace verbatim::kernels {
 
 absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options) {
-  return cuda::CudaBackend::Create(
-      {.device = index, .matrix_units = options.matrix_units, .wgmma = options.wgmma});
+  cuda::CudaBackendOptions cuda;
+  cuda.device = index;
+  cuda.matrix_units = options.matrix_units;
+  cuda.wgmma = options.wgmma;
+  if (options.enforce_eager) cuda.max_graphs = 0;
+  return cuda::CudaBackend::Create(cuda);
 }
 
 }  // namespace verbatim::kernels

@@ -37,6 +37,8 @@ struct BackendOptions {
   // GPU: PINNED products of many tokens by wgmma where the device has it and gives the bits of
   // mma.sync with it. False: Describe contains kWithoutWgmma on a device that has it.
   bool wgmma = true;
+  // GPU: launches every operation of a decode step by itself and records none (CUDA graphs).
+  bool enforce_eager = false;
 };
 inline constexpr char kWithoutWgmma[] = "pinned products by mma.sync alone (as asked)";
 
@@ -46,8 +48,8 @@ inline constexpr char kWithoutWgmma[] = "pinned products by mma.sync alone (as a
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options);
 
 // Defined once in a program, by cuda_device.cc where it was built with CUDA, else by
-// no_cuda_device.cc. Device `index`, with room for working memory as the defaults of
-// cuda::CudaBackendOptions give it.
+// no_cuda_device.cc. Device `index`, with the GPU's options and room for working memory as the
+// defaults of cuda::CudaBackendOptions give it.
 absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const BackendOptions& options);
 
 }  // namespace verbatim::kernels

@@ -62,6 +62,31 @@ absl::Status CheckSpans(const KvCacheConfig& config, int64_t layer,
   return absl::OkStatus();
 }
 
+absl::Status CheckDecodeStep(const DecodeStep& step) {
+  if (step.cache == nullptr) return absl::InvalidArgumentError("RunDecode: cache is missing");
+  const KvCacheConfig& config = step.cache->config();
+  if (absl::Status status = CheckSpans(config, 0, step.spans); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("RunDecode: ", std::string(status.message())));
+  }
+  if (step.num_heads < 1 || step.num_heads % config.num_kv_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("RunDecode: num_heads ", step.num_heads,
+                                                   " is no multiple of the cache's ",
+                                                   config.num_kv_heads));
+  }
+  const int64_t sequences = static_cast<int64_t>(step.spans.size());
+  if (sequences == 0 || step.rows < sequences || step.rows > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("RunDecode: ", step.rows, " rows for ", sequences, " sequences"));
+  }
+  for (int64_t i = 0; i < sequences; ++i) {
+    const SequenceSpan& span = step.spans[static_cast<size_t>(i)];
+    if (span.first_row == i && span.num_rows == 1) continue;
+    return absl::InvalidArgumentError(absl::StrCat("RunDecode: span ", i, " has ", span.num_rows,
+                                                   " rows from row ", span.first_row));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckAttention(const AttentionParams& params, const KvCacheConfig& config) {
   if (params.num_heads < 1 || params.num_heads % config.num_kv_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat("Attention: num_heads ", params.num_heads,

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/decode_step.h"
 #include "kernels/ops/kv_cache.h"
 #include "kernels/ops/moe.h"
 #include "kernels/ops/rms_norm.h"
@@ -24,6 +25,9 @@ absl::Status CheckKvCacheConfig(const KvCacheConfig& config);
 // page that does not exist.
 absl::Status CheckSpans(const KvCacheConfig& config, int64_t layer,
                         absl::Span<const SequenceSpan> spans);
+
+// As CheckSpans; also a span that is not the one row of its place, and too few rows.
+absl::Status CheckDecodeStep(const DecodeStep& step);
 
 // INVALID_ARGUMENT for shapes that contradict the cache or each other, and for absent arrays.
 absl::Status CheckAttention(const AttentionParams& params, const KvCacheConfig& config);

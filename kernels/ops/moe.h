@@ -35,6 +35,13 @@ enum class CapacityOverflow : uint8_t { kDrop, kNext };
 inline constexpr int64_t kMaxExperts = 1024;
 inline constexpr int64_t kMaxExpertsPerToken = 64;
 
+// What a decode step's routing depends on beside the logits; in the backend's memory, because a
+// replayed step has the parameters of the recorded one.
+struct MoeStepLimits {
+  int32_t tokens;    // rows that there are; those behind are padding, and all of their slots lost
+  int32_t capacity;  // in place of a MoeRouteParams::capacity that is not 0
+};
+
 struct MoeRouteParams {
   NumericMode mode;
   const float* logits = nullptr;  // [tokens, num_experts], contiguous
@@ -46,6 +53,7 @@ struct MoeRouteParams {
   int64_t capacity = 0;  // tokens that an expert takes; 0: no limit
   CapacityOverflow overflow = CapacityOverflow::kDrop;
   const uint8_t* exempt = nullptr;  // [tokens], non-zero: exempt; null: none is. Device memory.
+  const MoeStepLimits* limits = nullptr;  // or null: all rows and `capacity`. Device memory.
   // Out. Rank order; −1: the slot is lost.
   int32_t* experts = nullptr;  // [tokens, top_k]
   // The experts that the token would have without capacity, or null.

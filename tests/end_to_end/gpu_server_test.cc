@@ -1,6 +1,11 @@
 // The server's process on a GPU, here the emulated one: its answers, and how it ends when the
 // device cannot be used or fails while it serves.
+#include <unistd.h>
+
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -106,6 +111,71 @@ TEST_F(GpuServerTest, ADeviceThatFailsWhileServingEndsRequestsAndProcess) {
   EXPECT_EQ(health.Next(), 2);                  // NOT_SERVING
   EXPECT_EQ(server.Wait(), 1) << server.log();  // by itself
   EXPECT_THAT(server.log(), HasSubstr("the server's device has failed"));
+}
+
+// Exit status of `verbatim replay` on the GPU; *out gets what it printed.
+int Replay(const std::string& trace, std::string* out) {
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("gpu-trace-" + std::to_string(getpid()));
+  std::ofstream(path, std::ios::binary) << trace;
+  const std::string command =
+      std::string(VERBATIM_BINARY) +
+      " replay --device cuda --model tests/fixtures/reference/gguf_llama_q4_1.gguf " + path +
+      " 2>&1";
+  std::FILE* pipe = popen(command.c_str(), "r");
+  char buffer[4096];
+  out->clear();
+  while (const size_t size = std::fread(buffer, 1, sizeof(buffer), pipe)) out->append(buffer, size);
+  const int status = pclose(pipe);
+  std::filesystem::remove(path);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// Throughput's products follow the batch: a trace says how, and repeats where the library is the
+// same.
+TEST_F(GpuServerTest, ThroughputNamesItsLibraryAndIsReplayed) {
+  ServerProcess server(Flags({"--device=cuda", "--allow-traces"}));
+  ASSERT_TRUE(server.ready()) << server.log();
+  EXPECT_THAT(server.log(), HasSubstr("throughput products by reference-1"));
+  struct Stream {
+    grpc::ClientContext call;
+    std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader;
+  };
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int i = 0; i < 4; ++i) {
+    v1::GenerateRequest request;
+    request.set_text("one two three four five six seven eight nine " + std::to_string(i));
+    request.set_determinism(v1::DETERMINISM_THROUGHPUT);
+    request.mutable_sampling()->set_temperature(0);
+    request.mutable_sampling()->set_ignore_eos(true);
+    request.mutable_sampling()->set_max_tokens(4 + 2 * i);
+    request.set_trace(v1::TRACE_LEVEL_DECISIONS);
+    streams.push_back(std::make_unique<Stream>());
+    streams.back()->reader = server.stub().Generate(&streams.back()->call, request);
+  }
+  for (size_t i = 0; i < streams.size(); ++i) {
+    v1::GenerateResponse message;
+    v1::Finished finished;
+    while (streams[i]->reader->Read(&message)) {
+      if (message.has_finished()) finished = message.finished();
+    }
+    ASSERT_TRUE(streams[i]->reader->Finish().ok());
+    if (i != 1) continue;
+    ASSERT_EQ(finished.trace().not_replayable(), "");
+    const std::string trace = finished.trace().json();
+    EXPECT_THAT(trace, HasSubstr("\"reference splitk "));
+    std::string out;
+    EXPECT_EQ(Replay(trace, &out), 0) << out;
+    EXPECT_THAT(out, HasSubstr("reproduced: all 6 logit rows"));
+    // Another decision, and a machine without the library, are told apart before anything runs.
+    std::string other = trace;
+    other.replace(other.find("splitk "), 8, "splitk 9");
+    EXPECT_EQ(Replay(other, &out), 1);
+    EXPECT_THAT(out, HasSubstr("this program qkv on reference splitk"));
+    Plant("no library");
+    EXPECT_EQ(Replay(trace, &out), 1);
+    EXPECT_THAT(out, HasSubstr("throughput products by pinned kernels (no reference library)"));
+  }
 }
 
 #ifdef VERBATIM_MPIEXEC

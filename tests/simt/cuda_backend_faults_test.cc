@@ -14,9 +14,9 @@ namespace verbatim::kernels::cuda {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::Not;
 
-constexpr CudaBackendOptions kSmall{.workspace_bytes = 1 << 20,
+constexpr CudaBackendOptions kSmall{.library_workspace_bytes = 1 << 16,
+                                    .workspace_bytes = 1 << 20,
                                     .table_bytes = 4096,
                                     .staging_slot_bytes = 1000,
                                     .sampling_scratch_bytes = 1 << 16,
@@ -27,6 +27,8 @@ class CudaBackendFaultsTest : public testing::Test {
   void TearDown() override {
     simt_faults::Heal();
     simt_faults::SetDeviceCount(1);
+    simt_faults::SetLibraryPresent(true);
+    simt_faults::SetLibraryUnknownTokens(0);
   }
   static std::string Message(const absl::Status& status) { return std::string(status.message()); }
 };
@@ -84,6 +86,47 @@ TEST_F(CudaBackendFaultsTest, UploadsLargerThanASlotArriveWhole) {
     ASSERT_TRUE((*backend)->CopyToDevice((*buffer)->data(), in.data(), size).ok());
     ASSERT_TRUE((*backend)->CopyToHost(out.data(), (*buffer)->data(), size).ok());
     EXPECT_EQ(in, out);
+  }
+}
+
+// A machine without the library serves THROUGHPUT by PINNED's kernels, and says so wherever it is
+// asked; so does one whose library knows no algorithm for some shape.
+TEST_F(CudaBackendFaultsTest, WithoutTheLibraryThroughputIsPinnedAndSaysSo) {
+  const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, 32, 512, 4);
+  const std::vector<float> x = cpu::RandomValues(3 * 512, 5);
+  for (const bool present : {true, false}) {
+    simt_faults::SetLibraryPresent(present);
+    simt_faults::SetLibraryUnknownTokens(2);
+    auto backend = CudaBackend::Create(kSmall);
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    EXPECT_THAT(
+        (*backend)->Describe(),
+        HasSubstr(present ? "throughput products by reference-1"
+                          : "throughput products by pinned kernels (no reference library)"));
+    EXPECT_EQ(
+        (*backend)->NumericsTag(Policy::kThroughput)->find("reference-1") != std::string::npos,
+        present);
+    auto weight = (*backend)->LoadMatrix({&w.stored, 1}, {});
+    ASSERT_TRUE(weight.ok());
+    for (int64_t tokens : {1, 2, 3}) {
+      const bool by_library = present && tokens != 2;
+      EXPECT_EQ((*backend)->GemmKernel({Policy::kThroughput}, **weight, tokens),
+                by_library ? "reference splitk 4" : "cuda mma shards");
+      std::vector<float> y[2];
+      for (const Policy policy : {Policy::kThroughput, Policy::kPinned}) {
+        y[policy == Policy::kPinned].resize(3 * 32);
+        ASSERT_TRUE((*backend)
+                        ->Gemm({.mode = {policy},
+                                .weight = weight->get(),
+                                .tokens = tokens,
+                                .x = x.data(),
+                                .x_stride = 512,
+                                .y = y[policy == Policy::kPinned].data(),
+                                .y_stride = 32})
+                        .ok());
+      }
+      EXPECT_EQ(y[0] != y[1], by_library) << tokens << " tokens";
+    }
   }
 }
 

@@ -1,8 +1,9 @@
 // The emulated GPU as a program's CUDA device, with little working memory.
 //
 // VERBATIM_SIMT_FAULT plants a fault for tests of whole processes: "device=N" (the device fails
-// after N operations), "allocation=N" (no memory after N allocations) or "none" (no device).
-// VERBATIM_SIMT_DEVICES is how many devices there are; the processes of ranks see the same.
+// after N operations), "allocation=N" (no memory after N allocations), "none" (no device) or
+// "no library" (of matrix products). VERBATIM_SIMT_DEVICES is how many devices there are; the
+// processes of ranks see the same.
 #include <cstdlib>
 #include <string>
 
@@ -30,6 +31,7 @@ void PlantFault() {
   int64_t count = 0;
   const size_t equals = fault.find('=');
   if (equals != std::string::npos && !absl::SimpleAtoi(fault.substr(equals + 1), &count)) return;
+  if (fault == "no library") cuda::simt_faults::SetLibraryPresent(false);
   if (fault == "none") cuda::simt_faults::SetDeviceCount(0);
   if (absl::StartsWith(fault, "allocation=")) cuda::simt_faults::FailAllocationsAfter(count);
   if (absl::StartsWith(fault, "device=")) {
@@ -44,12 +46,14 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const Backend
   return cuda::CudaBackend::Create({.device = index,
                                     .matrix_units = options.matrix_units,
                                     .wgmma = options.wgmma,
+                                    .library_workspace_bytes = size_t{1} << 16,
                                     .workspace_bytes = size_t{4} << 20,
                                     .table_bytes = size_t{1} << 20,
                                     .expert_table_bytes = size_t{1} << 16,
                                     .staging_slot_bytes = size_t{1} << 20,
                                     .sampling_scratch_bytes = size_t{4} << 20,
-                                    .sampling_list_bytes = size_t{1} << 20});
+                                    .sampling_list_bytes = size_t{1} << 20,
+                                    .max_graphs = options.enforce_eager ? size_t{0} : 64});
 }
 
 }  // namespace verbatim::kernels

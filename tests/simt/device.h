@@ -7,8 +7,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/cuda/stream.h"
 #include "kernels/numerics/bf16.h"
@@ -280,15 +283,26 @@ struct LaunchShape {
   unsigned int cluster = 1;  // blocks along x that form one
 };
 
-// Runs the kernel now. 0, or the code of a failed launch.
+// Where this thread's launches go instead of running; null: they run.
+using Recording = std::vector<std::function<int()>>;
+inline thread_local Recording* recording = nullptr;
+
+// Runs the kernel now, or records it with copies of its arguments. 0, or the code of a failed
+// launch.
 template <class... P, class... A>
 int Launch(void (*kernel)(P...), const LaunchShape& shape, Stream, A&&... arguments) {
-  const std::string fault = simt::Run(
-      shape.grid, shape.block, shape.shared_bytes, [&] { kernel(static_cast<P>(arguments)...); },
-      shape.cluster);
-  if (fault.empty()) return 0;
-  SetLaunchFault(fault);
-  return 719;  // cudaErrorLaunchFailure
+  const std::tuple<P...> values(static_cast<P>(arguments)...);
+  const auto run = [kernel, shape, values] {
+    const std::string fault = simt::Run(
+        shape.grid, shape.block, shape.shared_bytes, [&] { std::apply(kernel, values); },
+        shape.cluster);
+    if (fault.empty()) return 0;
+    SetLaunchFault(fault);
+    return 719;  // cudaErrorLaunchFailure
+  };
+  if (recording == nullptr) return run();
+  recording->push_back(run);
+  return 0;
 }
 
 }  // namespace verbatim::kernels::cuda

@@ -100,6 +100,36 @@ TEST_F(SimtEngineTest, NeighboursOfEveryPolicyMoveNoStrongBit) {
   }
 }
 
+TEST_F(SimtEngineTest, GraphsChangeNoAnswer) {
+  for (const TestModel* model : {&TinyModel(), &TinyMoeModel()}) {
+    std::vector<std::vector<std::string>> hashes(2);
+    for (const bool eager : {false, true}) {
+      auto gpu = Engine::Create(SmallConfig(),
+                                *kernels::OpenBackend({.device = "cuda", .enforce_eager = eager}),
+                                *model->checkpoint, *model->tokenizer);
+      ASSERT_TRUE(gpu.ok()) << gpu.status();
+      std::vector<std::shared_ptr<CollectingSink>> sinks;
+      for (uint32_t i = 0; i < 6; ++i) {  // some wait; the steps' sizes change
+        const auto policy = i % 2 == 0 ? kernels::Policy::kPinned : kernels::Policy::kPortable;
+        sinks.push_back(Send(**gpu, Request(i, policy, 5 + static_cast<int>(i), 3 + i % 3)));
+      }
+      for (const auto& sink : sinks) {
+        ASSERT_TRUE(sink->Wait().ok()) << sink->final_status;
+        hashes[eager].push_back(sink->samples[0].finished.logits_sha256);
+      }
+    }
+    EXPECT_EQ(hashes[0], hashes[1]);
+  }
+}
+
+TEST_F(SimtEngineTest, AStepThatCannotBeRecordedIsAnErrorAtTheStart) {
+  faults::FailRecordingsAfter(1);
+  const absl::Status status = Start(SmallConfig()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(Text(status), HasSubstr("first decode step in pinned: recording a decode step of 1 "
+                                      "rows as a CUDA graph: cuda: the stream cannot be recorded"));
+}
+
 TEST_F(SimtEngineTest, KeysAndValuesGetTheirShareOfFreeMemory) {
   EngineConfig config = SmallConfig();
   config.scheduler.num_pages = 0;
@@ -198,7 +228,8 @@ class WrongTokenBackend final : public kernels::ForwardingBackend {
 };
 
 TEST_F(SimtEngineTest, WhatAKernelFindsInItsInputEndsThatStepAlone) {
-  auto backend = kernels::OpenBackend({.device = "cuda"});
+  // A replay would have the arguments that were right for the step before.
+  auto backend = kernels::OpenBackend({.device = "cuda", .enforce_eager = true});
   ASSERT_TRUE(backend.ok()) << backend.status();
   EngineConfig config = SmallConfig();
   config.on_failure = [](const absl::Status& status) { ADD_FAILURE() << status; };

@@ -13,12 +13,18 @@ void FailDevice(const absl::Status& status);
 void FailDeviceAfter(int64_t operations, const absl::Status& status);
 // The allocation after so many more, and every one behind it, finds no memory.
 void FailAllocationsAfter(int64_t allocations);
+// The recording of a step after so many more fails.
+void FailRecordingsAfter(int64_t recordings);
 void SetFreeMemory(int64_t bytes);
 // As a new process would find the device.
 void Heal();
 void SetDeviceCount(int devices);
 // 0, which has none of the kernels for one kind of device, or 9, which has those for Hopper.
 void SetComputeCapability(int major);
+// Whether the machine has a library of matrix products, and a number of tokens for which it has
+// none. Backends opened before have it still.
+void SetLibraryPresent(bool is_present);
+void SetLibraryUnknownTokens(int64_t tokens);
 // Allocations so far, of device and page-locked memory.
 int64_t Allocations();
 

@@ -1,7 +1,9 @@
 // The runtime of kernels/cuda on the emulator: host memory, everything at once, sticky faults.
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -24,6 +26,7 @@ struct State {
   int64_t allocations_left = std::numeric_limits<int64_t>::max();
   int64_t allocations = 0;
   int64_t free_bytes = int64_t{64} << 20;
+  int64_t recordings_left = -1;  // the one after these fails; negative: none does
   int devices = 1;
   int major = 0;  // of the compute capability
 
@@ -74,6 +77,11 @@ void Heal() {
   state.sticky = state.planned = absl::OkStatus();
   state.launch_fault.clear();
   state.allocations_left = std::numeric_limits<int64_t>::max();
+  state.recordings_left = -1;
+}
+void FailRecordingsAfter(int64_t recordings) {
+  std::lock_guard lock(TheState().mu);
+  TheState().recordings_left = recordings;
 }
 void SetDeviceCount(int devices) { TheState().devices = devices; }
 void SetComputeCapability(int major) { TheState().major = major; }
@@ -86,6 +94,28 @@ int64_t Allocations() {
 namespace runtime {
 
 struct Event {};
+struct Graph {
+  Recording work;
+};
+
+namespace {
+thread_local bool spoiled = false;
+
+// What a device that records refuses.
+absl::Status Spoil(const char* what) {
+  spoiled = true;
+  return absl::InternalError(absl::StrCat("cuda: ", what, " while the stream is recorded"));
+}
+
+absl::Status PutOnStream(std::function<int()> work) {
+  if (recording != nullptr) {
+    recording->push_back(std::move(work));
+    return TheState().Sticky();
+  }
+  work();
+  return TheState().Operation();
+}
+}  // namespace
 
 absl::StatusOr<DeviceInfo> OpenDevice(int index) {
   if (index < 0 || index >= TheState().devices) {
@@ -136,29 +166,75 @@ void FreePinned(void* host) { std::free(host); }
 
 absl::StatusOr<Stream> CreateStream() { return Stream{nullptr}; }
 void DestroyStream(Stream) {}
+namespace {
+absl::Status Copy(void* to, const void* from, size_t size_bytes) {
+  const auto run = [to, from, size_bytes] {
+    if (size_bytes > 0) std::memcpy(to, from, size_bytes);
+    return 0;
+  };
+  return PutOnStream(run);
+}
+}  // namespace
 absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes, Stream) {
-  if (size_bytes > 0) std::memcpy(device, host, size_bytes);
-  return TheState().Operation();
+  return Copy(device, host, size_bytes);
 }
 absl::Status CopyToHost(void* host, const void* device, size_t size_bytes, Stream) {
-  if (size_bytes > 0) std::memcpy(host, device, size_bytes);
-  return TheState().Operation();
+  return Copy(host, device, size_bytes);
 }
 absl::Status CopyOnDevice(void* to, const void* from, size_t size_bytes, Stream) {
-  if (size_bytes > 0) std::memcpy(to, from, size_bytes);
-  return TheState().Operation();
+  return Copy(to, from, size_bytes);
 }
 absl::Status Fill(void* device, int byte, size_t size_bytes, Stream) {
-  if (size_bytes > 0) std::memset(device, byte, size_bytes);
+  return PutOnStream([device, byte, size_bytes] {
+    if (size_bytes > 0) std::memset(device, byte, size_bytes);
+    return 0;
+  });
+}
+absl::Status Synchronize(Stream) {
+  if (recording != nullptr) return Spoil("waiting for the device");
   return TheState().Operation();
 }
-absl::Status Synchronize(Stream) { return TheState().Operation(); }
 
 absl::StatusOr<Event*> CreateEvent() { return new Event(); }
 void DestroyEvent(Event* event) { delete event; }
 absl::Status RecordEvent(Event*, Stream) { return TheState().Sticky(); }
-absl::Status WaitForEvent(Event*) { return TheState().Sticky(); }
+absl::Status WaitForEvent(Event*) {
+  if (recording != nullptr) return Spoil("waiting for the device");
+  return TheState().Sticky();
+}
 absl::StatusOr<double> MillisecondsBetween(Event*, Event*) { return 0.0; }
+
+absl::Status BeginRecording(Stream) {
+  if (recording != nullptr) return absl::InternalError("cuda: the stream is being recorded");
+  if (absl::Status sticky = TheState().Sticky(); !sticky.ok()) return sticky;
+  {
+    std::lock_guard lock(TheState().mu);
+    if (TheState().recordings_left-- == 0) {
+      return absl::InternalError("cuda: the stream cannot be recorded");
+    }
+  }
+  spoiled = false;
+  recording = new Recording();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Graph*> EndRecording(Stream) {
+  std::unique_ptr<Recording> work(std::exchange(recording, nullptr));
+  if (work == nullptr) return absl::InternalError("cuda: nothing is being recorded");
+  if (spoiled) return absl::InternalError("cuda: the recording was spoiled");
+  if (absl::Status sticky = TheState().Sticky(); !sticky.ok()) return sticky;
+  return new Graph{*std::move(work)};
+}
+
+absl::Status LaunchGraph(Graph* graph, Stream) {
+  if (recording != nullptr) return Spoil("a graph");
+  for (const auto& work : graph->work) {
+    if (absl::Status status = LaunchStatus("graph", work()); !status.ok()) return status;
+  }
+  return TheState().Sticky();
+}
+
+void DestroyGraph(Graph* graph) { delete graph; }
 
 absl::Status LaunchStatus(const char* operation, int error) {
   State& state = TheState();
@@ -166,7 +242,7 @@ absl::Status LaunchStatus(const char* operation, int error) {
     std::lock_guard lock(state.mu);
     state.sticky = absl::InternalError(absl::StrCat("cuda: ", operation, ": ", state.launch_fault));
   }
-  return state.Operation();
+  return recording != nullptr ? state.Sticky() : state.Operation();
 }
 
 }  // namespace runtime
