@@ -36,6 +36,8 @@ MODELS = {
                  rope_theta=10000.0, tie_word_embeddings=True),
 }
 
+PROGRAM_ENV = dict(os.environ)  # of verbatim and cuda_bench
+
 
 def say(text):
     print(f"  {text}", file=sys.stderr, flush=True)
@@ -115,7 +117,7 @@ def microseconds(call):
 def our_products(programs, seconds):
     """{(n, k, rows): µs} of one run of cuda_bench."""
     answer = subprocess.run([os.path.join(programs, "cuda_bench"), "--only", "gemm", "--seconds", str(seconds)],
-                            stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
+                            stdout=subprocess.PIPE, check=True, timeout=seconds + 60, env=PROGRAM_ENV)
     rows = json.loads(answer.stdout)["gemm"]
     return {(r["n"], r["k"], r["tokens"]): r["pinned"]["us"] for r in rows if "pinned" in r}
 
@@ -212,7 +214,7 @@ class Server:
             [os.path.join(programs, "verbatim"), "serve", "--model", model, "--device", device, "--port", "0",
              "--port-file", port_file, "--max-num-seqs", str(requests), "--no-enable-prefix-caching",
              "--max-num-batched-tokens", "2048"] + ([] if device == "cpu" else ["--kv-cache-bytes", "8GiB"]),
-            stdout=self.log, stderr=self.log)
+            stdout=self.log, stderr=self.log, env=PROGRAM_ENV)
         deadline = time.monotonic() + 120
         while not os.path.exists(port_file):
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -254,7 +256,7 @@ def compare_serving(programs, device, shape, requests, input_len, output_len, ro
                 [os.path.join(programs, "verbatim"), "bench", "--target", server.target, "--num-prompts", str(requests),
                  "--random-input-len", str(input_len), "--random-output-len", str(output_len), "--ignore-eos", "--disable-tqdm",
                  "--determinism", policy, "--save-result", "--result-dir", work, "--result-filename", "bench.json"],
-                stdout=subprocess.DEVNULL, check=True, timeout=300)
+                stdout=subprocess.DEVNULL, check=True, timeout=300, env=PROGRAM_ENV)
             with open(result, encoding="utf-8") as file:
                 figures = json.load(file)
             if figures["completed"] != requests or figures["total_output_tokens"] != tokens:
@@ -324,6 +326,7 @@ def compare_serving(programs, device, shape, requests, input_len, output_len, ro
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--programs", required=True, help="folder with the programs verbatim and cuda_bench")
+    parser.add_argument("--library-path", help="LD_LIBRARY_PATH for the programs; default: this one's")
     parser.add_argument("--output", help="JSON file to write; default: standard output")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--requests", type=int, default=64)
@@ -333,6 +336,8 @@ def main():
     parser.add_argument("--skip-products", action="store_true")
     parser.add_argument("--skip-serving", action="store_true")
     arguments = parser.parse_args()
+    if arguments.library_path is not None:
+        PROGRAM_ENV["LD_LIBRARY_PATH"] = arguments.library_path
     import torch
 
     if arguments.device == "cuda" and not torch.cuda.is_available():

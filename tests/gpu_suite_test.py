@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import unittest
 
@@ -43,11 +44,11 @@ class GpuSuiteTest(unittest.TestCase):
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
 
-    def run_suite(self):
+    def run_suite(self, *sections):
         """Exit status, and the JSON that was written or None."""
         output = self.folder / "out.json"
         env = {**os.environ, "PATH": f"{self.folder / 'path'}:/usr/bin:/bin"}
-        done = subprocess.run(["bash", self.folder / "bundle" / "run.sh", output], env=env, timeout=60,
+        done = subprocess.run(["bash", self.folder / "bundle" / "run.sh", output, *sections], env=env, timeout=60,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         self.log = done.stdout
         return done.returncode, json.loads(output.read_text()) if output.exists() else None
@@ -75,6 +76,19 @@ class GpuSuiteTest(unittest.TestCase):
         self.assertEqual(result["tests"]["wgmma"]["exit"], 1)
         self.assertEqual(result["tests"]["kernels"]["exit"], 0)
         self.assertEqual(result["bench"], {"asked": "mma"})
+
+    def test_sections_by_name(self):
+        code, result = self.run_suite("forward", "bench")
+        self.assertEqual(code, 0, self.log)
+        ran = [name for name, section in result["tests"].items() if section["ran"]]
+        self.assertEqual(ran, ["forward"])
+        self.assertEqual(result["bench"], {"copy_gb_s": 1})
+        self.assertIsNone(result["model_bench"])
+
+    def test_whole_logs_are_kept(self):
+        self.run_suite()
+        with tarfile.open(self.folder / "out.logs.tar.gz") as logs:
+            self.assertIn(b"PASSED", logs.extractfile("./kernels").read())
 
     def test_what_cannot_run_says_why(self):
         result = self.run_suite()[1]
