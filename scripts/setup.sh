@@ -8,7 +8,7 @@ packages=(
   libabsl-dev libdnnl-dev librandom123-dev libpcre2-dev libutf8proc-dev nlohmann-json3-dev libssl-dev
   libboost-context-dev libopenmpi-dev openmpi-bin
   libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev
-  python3 python3-pip unzip
+  python3 python3-pip unzip xz-utils
 )
 # Only ./run lint and ./run format need these.
 lint_packages=(clang-format clang-tidy)
