@@ -191,7 +191,8 @@ class Test:
     process = hosts[1].rank_process(1)
     os.kill(process, 9)
     name = f"rank 1 (process {process} on {hosts[1].name}) "
-    require(client.wait() != 0 and f"UNAVAILABLE: {name}" in client.output, "the client", client.output)
+    require(client.wait() != 0 and f"UNAVAILABLE: {name}" in client.output, "the client",
+            client.output + server.output)
     require(server.wait() != 0 and name in server.output, "the server", server.output)
 
   def run(self):
