@@ -5,7 +5,7 @@ usage: several_hosts_test.py VERBATIM MPI_COMMUNICATOR_TEST MPIEXEC SOURCE_DIREC
 Four hosts at a bridge share neither addresses nor loopback, host name, System V IPC or /dev/shm; only
 the processor, its memory and the file system are one machine's. mpirun starts ranks through an rsh
 agent. Everything lives in namespaces of the test's own and goes with its process. Exits with 77 where
-such namespaces cannot be made.
+such namespaces cannot be made: by root, or by users who may make namespaces of users.
 """
 import contextlib
 import os
@@ -112,8 +112,8 @@ class Test:
     cases = "\n".join(f"{host.name}) set -- {' '.join(host.inside)} sh -c \"$*\";;" for host in self.hosts)
     self.agent = self.script("agent", f'host=$1\nshift\ncase $host in\n{cases}\nesac\nexec "$@"\n')
     # For ranks whose mpirun cannot tell how they ended.
-    self.keep_status = self.script(
-        "keep_status", f'"$@"\nstatus=$?\necho $status > {scratch}/status.$OMPI_COMM_WORLD_RANK\nexit $status\n')
+    self.tell_status = self.script("tell_status",
+                                   f'"$@"\nstatus=$?\necho $status >{scratch}/$OMPI_COMM_WORLD_RANK\nexit $status\n')
 
   def script(self, name, text):
     path = self.scratch / name
@@ -198,7 +198,11 @@ class Test:
   def run(self):
     # The silence of one pair of hosts is waited for while the other is used.
     pair, silent = self.hosts[:2], self.hosts[2:]
-    server = self.serve(silent, wrapper=[self.keep_status])
+    statuses = []
+    for rank in (0, 1):
+      os.mkfifo(self.scratch / str(rank))
+      statuses.append(Process(["cat", str(self.scratch / str(rank))]))
+    server = self.serve(silent, wrapper=[self.tell_status])
     client = self.long_request(silent[0])
     name = f"rank 1 (process {silent[1].rank_process(1)} on {silent[1].name}) cannot be reached"
     silent[1].cut()
@@ -207,7 +211,9 @@ class Test:
     self.killed_rank(pair)
     require(client.wait() != 0 and f"UNAVAILABLE: {name}" in client.output, "the client", client.output)
     server.until(f"verbatim serve: {name}")
-    server.until("stopped")
+    # Both sides by themselves. mpirun waits on, for what it cannot reach.
+    for rank, status in enumerate(statuses):
+      require(status.wait() == 0 and status.output == "1\n", f"rank {rank}'s end", status.output)
 
 
 def main():
@@ -222,7 +228,7 @@ def main():
     except FileNotFoundError as error:
       problem = error
     if problem is not None:
-      print(f"SKIPPED: ranks on several hosts: root's rights, unshare and ip are needed to make them: {problem}")
+      print(f"SKIPPED: ranks on several hosts: cannot make hosts with unshare and ip: {problem}")
       return SKIPPED
     arguments = [os.path.abspath(argument) for argument in [__file__, *arguments]]
     os.execvp(separate[0], [*separate, sys.executable, arguments[0], "inside", *arguments[1:]])
