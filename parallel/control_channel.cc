@@ -30,6 +30,8 @@ namespace {
 
 constexpr size_t kSecretBytes = 16;
 constexpr size_t kHeaderBytes = 12;
+// A stranger at one of rank 0's addresses who takes the connection and says nothing.
+constexpr absl::Duration kWelcomeTimeout = absl::Seconds(30);
 constexpr uint64_t kMaxFrameBytes = uint64_t{1} << 30;
 // A peer that takes no byte for so long is taken for failed.
 constexpr timeval kSendTimeout = {.tv_sec = 300, .tv_usec = 0};
@@ -234,8 +236,9 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Connect(const st
     const int fd = ConnectTo(fields[i], static_cast<uint16_t>(port), deadline);
     if (fd < 0) continue;
     std::string answer;
+    const absl::Time soon = std::min(deadline, absl::Now() + kWelcomeTimeout);
     if (!WriteAll(fd, hello.data(), hello.size()) ||
-        !ReadExactly(fd, fields[1].size(), deadline, &answer) || answer != fields[1]) {
+        !ReadExactly(fd, fields[1].size(), soon, &answer) || answer != fields[1]) {
       close(fd);
       continue;
     }
@@ -286,18 +289,21 @@ void ControlChannel::Read() {
     if (entries[0].revents != 0) return;
     for (size_t i = 0; i < peers_.size(); ++i) {
       if (entries[i + 1].revents == 0) continue;
-      if (ReadPeer(peers_[i])) continue;
+      const absl::Status read = ReadPeer(peers_[i]);
+      if (read.ok()) continue;
       peers_[i].ended = true;
-      Lose(peers_[i]);
+      Lose(read);
     }
   }
 }
 
-bool ControlChannel::ReadPeer(Peer& peer) {
+absl::Status ControlChannel::ReadPeer(Peer& peer) {
   char bytes[1 << 16];
   const ssize_t got = recv(peer.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
-  if (got < 0 && (errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK)) return true;
-  if (got <= 0) return false;
+  if (got < 0 && (errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK)) {
+    return absl::OkStatus();
+  }
+  if (got <= 0) return Lost(peer, got == 0 ? 0 : errno);
   peer.buffer.append(bytes, static_cast<size_t>(got));
   size_t at = 0;
   while (peer.buffer.size() - at >= kHeaderBytes) {
@@ -305,13 +311,13 @@ bool ControlChannel::ReadPeer(Peer& peer) {
     uint64_t size = 0;
     memcpy(&kind, peer.buffer.data() + at, sizeof(kind));
     memcpy(&size, peer.buffer.data() + at + sizeof(kind), sizeof(size));
-    if (size > kMaxFrameBytes) return false;
+    if (size > kMaxFrameBytes) return Lost(peer, EPROTO);
     if (peer.buffer.size() - at - kHeaderBytes < size) break;
     TakeFrame(peer, static_cast<Kind>(kind), peer.buffer.substr(at + kHeaderBytes, size));
     at += kHeaderBytes + size;
   }
   peer.buffer.erase(0, at);
-  return true;
+  return absl::OkStatus();
 }
 
 void ControlChannel::TakeFrame(Peer& peer, Kind kind, std::string bytes) {
@@ -325,12 +331,12 @@ void ControlChannel::TakeFrame(Peer& peer, Kind kind, std::string bytes) {
   arrived_.notify_all();
 }
 
-void ControlChannel::Lose(const Peer& peer) {
+void ControlChannel::Lose(const absl::Status& why) {
   {
     std::lock_guard lock(mu_);
     if (closed_) return;
   }
-  Fail(absl::UnavailableError(absl::StrCat(peer.name, " has ended unexpectedly")));
+  Fail(why);
 }
 
 absl::Status ControlChannel::Send(const Peer& peer, Kind kind, const std::string& bytes) {
@@ -341,7 +347,15 @@ absl::Status ControlChannel::Send(const Peer& peer, Kind kind, const std::string
   frame += bytes;
   std::lock_guard lock(send_mu_);
   if (WriteAll(peer.fd, frame.data(), frame.size())) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat(peer.name, " cannot be reached: ", strerror(errno)));
+  return Lost(peer, errno);
+}
+
+absl::Status ControlChannel::Lost(const Peer& peer, int error) {
+  // What a process leaves behind when it ends, and what a host or network that is gone does.
+  if (error == 0 || error == ECONNRESET || error == EPIPE) {
+    return absl::UnavailableError(absl::StrCat(peer.name, " has ended unexpectedly"));
+  }
+  return absl::UnavailableError(absl::StrCat(peer.name, " cannot be reached: ", strerror(error)));
 }
 
 void ControlChannel::Fail(const absl::Status& status) {

@@ -85,10 +85,12 @@ class ControlChannel {
   ControlChannel(int rank, int size) : rank_(rank), size_(size) {}
   void StartReading();
   void Read();
-  // Everything that has arrived; false at the end of the connection.
-  bool ReadPeer(Peer& peer);
+  // Everything that has arrived; UNAVAILABLE at the end of the connection.
+  absl::Status ReadPeer(Peer& peer);
   void TakeFrame(Peer& peer, Kind kind, std::string bytes);
-  void Lose(const Peer& peer);
+  void Lose(const absl::Status& why);
+  // UNAVAILABLE, by the errno of the connection or 0 for its orderly end.
+  static absl::Status Lost(const Peer& peer, int error);
   absl::Status Send(const Peer& peer, Kind kind, const std::string& bytes);
   // Keeps the failure, wakes whoever waits, and tells the other ranks if this one is 0.
   void Fail(const absl::Status& status);

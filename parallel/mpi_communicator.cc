@@ -3,10 +3,15 @@
 // MPI itself neither notices that a rank has died nor can be interrupted, so every transfer is
 // started without waiting and then polled, together with the control channel, which does notice.
 // After a failure MPI is left alone: its orderly end would wait for the dead.
+#include <dlfcn.h>
+#include <elf.h>
+#include <link.h>
 #include <mpi.h>
 #include <sched.h>
 
 #include <climits>
+#include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -137,6 +142,34 @@ class MpiCommunicator final : public Communicator {
   const std::unique_ptr<ControlChannel> channel_;
 };
 
+using HelpFunction = int (*)(const char* file, const char* topic, bool header, ...);
+
+int PrintHelp(const char* file, const char* topic, bool, ...) {
+  // The control channel knows better.
+  if (strcmp(topic, "peer hung up") != 0) {
+    std::fprintf(stderr, "Open MPI: '%s' (%s)\n", topic, file);
+  }
+  return 0;
+}
+
+// When a peer's TCP connection ends, Open MPI 4 tells its launcher from within MPI_Testall and
+// waits there for an answer, which never comes from one that is ending the job: the rank would be
+// killed before it could say anything. What tells is a function pointer there, which is replaced;
+// where it is none, as in later versions, nothing is.
+void TellTheLauncherNothing() {
+  void* symbol = dlsym(RTLD_DEFAULT, "opal_show_help");
+  Dl_info info;
+  const ElfW(Sym)* entry = nullptr;
+  if (symbol == nullptr ||
+      dladdr1(symbol, &info, const_cast<void**>(reinterpret_cast<const void**>(&entry)),
+              RTLD_DL_SYMENT) == 0 ||
+      entry == nullptr || ELF64_ST_TYPE(entry->st_info) != STT_OBJECT ||
+      entry->st_size != sizeof(HelpFunction)) {
+    return;
+  }
+  *static_cast<HelpFunction*>(symbol) = &PrintHelp;
+}
+
 // Before there is a control channel only time tells that a rank is gone.
 absl::Status BroadcastAtStart(void* data, int size_bytes, MPI_Comm comm) {
   MPI_Request request = MPI_REQUEST_NULL;
@@ -184,6 +217,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(int size) {
     return absl::FailedPreconditionError(
         "--tensor-parallel-size: this MPI does not support threads");
   }
+  TellTheLauncherNothing();
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_Comm_dup(MPI_COMM_WORLD, &comm);
   MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);

@@ -6,7 +6,7 @@ packages=(
   g++ cmake ninja-build ccache mold git ca-certificates pkg-config
   libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev
   libabsl-dev libdnnl-dev librandom123-dev libpcre2-dev libutf8proc-dev nlohmann-json3-dev libssl-dev
-  libboost-context-dev libopenmpi-dev openmpi-bin
+  libboost-context-dev libopenmpi-dev openmpi-bin iproute2
   libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev
   python3 python3-pip unzip xz-utils
 )

@@ -73,10 +73,10 @@ int RunFollowerRank(ServerConfig config, Ranks ranks) {
   const absl::Status status = Follow(config, &ranks);
   if (status.ok()) return 0;
   ranks.host->Abort(status);
-  // Rank 0 says everything else.
+  // That rank 0 is gone; it says everything else itself.
   const absl::Status failure = ranks.host->failure();
-  if (absl::StartsWith(failure.message(), "rank 0 ") &&
-      absl::StrContains(failure.message(), "unexpectedly")) {
+  if (absl::StartsWith(failure.message(), "rank 0 has ended") ||
+      absl::StartsWith(failure.message(), "rank 0 cannot be reached")) {
     std::fprintf(stderr, "verbatim serve: %s\n", std::string(failure.message()).c_str());
   }
   return 1;

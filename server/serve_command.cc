@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <fstream>
 #include <future>
@@ -44,6 +45,9 @@ constexpr absl::Duration kDeliveryGrace = absl::Seconds(2);
 // How long requests may go on once a launcher has begun to end its ranks: long enough before they
 // are killed that every request gets a status.
 constexpr double kHurriedDrainSeconds = 0.3;
+// How long after that a step may still take before its requests are ended without it: it may be
+// waiting for a rank that the launcher already knows to be gone.
+constexpr absl::Duration kHurriedStepLimit = absl::Milliseconds(300);
 
 std::string FamilyName(model::Family family) {
   switch (family) {
@@ -360,7 +364,16 @@ int ServeUntilSignal(const ServerConfig& config, const sigset_t& signals, Servin
     serving->grpc->Shutdown(absl::Now() + kDeliveryGrace);
     pthread_kill(waiting, SIGUSR1);
   });
-  signal = WaitFor(signals);
+  if (hurried) {
+    const timespec limit = absl::ToTimespec(absl::Seconds(drain_s) + kHurriedStepLimit);
+    do {
+      signal = sigtimedwait(&signals, nullptr, &limit);
+    } while (signal < 0 && errno == EINTR);
+    if (signal < 0) {
+      serving->ranks.host->Abort(absl::UnavailableError("its launcher ended the ranks"));
+    }
+  }
+  if (!hurried || signal < 0) signal = WaitFor(signals);
   // A device that fails now ends every request, and with them the draining.
   if (signal != SIGUSR1) serving->engine->Drain(absl::InfinitePast());
   draining.join();
