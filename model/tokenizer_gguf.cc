@@ -23,8 +23,8 @@ namespace {
 
 constexpr char kMetaspace[] = "\xE2\x96\x81";  // U+2581
 
-// Values of tokenizer.ggml.token_type.
-constexpr int64_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6;
+// Values of tokenizer.ggml.token_type that make a difference here.
+constexpr int64_t kNormal = 1, kUserDefined = 4, kUnused = 5, kByte = 6;
 
 struct PreTokenizerPreset {
   std::vector<const char*> patterns;
@@ -78,7 +78,10 @@ class Reader {
   // Replaces `value` if the key is there.
   template <typename T>
   absl::Status Optional(absl::StatusOr<T> found, T* value) const {
-    if (found.ok()) *value = *std::move(found);
+    if (found.ok()) {
+      *value = *std::move(found);
+      return absl::OkStatus();
+    }
     return absl::IsNotFound(found.status()) ? absl::OkStatus() : found.status();
   }
   absl::Status OptionalId(const std::string& name, std::optional<int32_t>* id) const {

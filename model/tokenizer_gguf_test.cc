@@ -32,15 +32,8 @@ Metadata SentencePiece() {
   m.model = "llama";
   m.pre.clear();
   m.merges.clear();
-  m.tokens = {"<unk>",
-              "<s>",
-              "</s>",
-              "a",
-              "b",
-              "ab",
-              "\xE2\x96\x81",
-              "\xE2\x96\x81"
-              "ab"};
+  m.tokens = {"<unk>", "<s>", "</s>",         "a",
+              "b",     "ab",  "\xE2\x96\x81", std::string("\xE2\x96\x81") + "ab"};
   m.types = {2, 3, 3, 1, 1, 1, 1, 1};
   m.scores = {0, 0, 0, -9, -9, -1, -9, -2};
   m.unknown = 0;

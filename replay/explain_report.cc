@@ -2,6 +2,7 @@
 #include "replay/explain_report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 #include <vector>
 
@@ -36,7 +37,7 @@ std::string TokenText(int32_t id, const model::Tokenizer& tokenizer) {
 
 // Where the greatest drift of a layer would be drawn, as a bar of text.
 std::string Bar(double value, double most) {
-  const int length = most > 0 ? static_cast<int>(32 * value / most + 0.5) : 0;
+  const int length = most > 0 ? static_cast<int>(std::lround(32 * value / most)) : 0;
   return std::string(static_cast<size_t>(length), '#');
 }
 

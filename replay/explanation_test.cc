@@ -16,7 +16,6 @@ using engine::CollectingSink;
 using engine::EngineConfig;
 using engine::GenerationRequest;
 using engine::RandomPrompt;
-using engine::Send;
 using kernels::Policy;
 using testing::HasSubstr;
 using testing::Not;

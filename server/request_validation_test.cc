@@ -54,7 +54,7 @@ using P = v1::SamplingParams;
 TEST(RequestValidation, RefusesEveryBadValueByFieldName) {
   std::vector<std::pair<std::string, Edit>> cases;
   const auto floats = [&](const std::string& field, void (P::*set)(float),
-                          std::vector<float> values) {
+                          const std::vector<float>& values) {
     for (float value : values) cases.emplace_back("sampling." + field + ": ", Sampling(set, value));
   };
   floats("temperature", &P::set_temperature, {-1, 1e-30f, 1e30f, kNan, kInf, -kInf});
@@ -92,7 +92,9 @@ TEST(RequestValidation, RefusesEveryBadValueByFieldName) {
     cases.emplace_back("sampling.logit_bias[7]: ",
                        [=](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[7] = bias; });
   }
-  const auto add = [&](const std::string& start, Edit edit) { cases.emplace_back(start, edit); };
+  const auto add = [&](const std::string& start, const Edit& edit) {
+    cases.emplace_back(start, edit);
+  };
   add("sampling.min_tokens: 5", [](auto& r) {
     r.mutable_sampling()->set_max_tokens(4);
     r.mutable_sampling()->set_min_tokens(5);

@@ -139,8 +139,8 @@ TEST_P(PinnedGemmTest, IsCloseToTheDoubleProduct) {
         exact += static_cast<double>(x[t * k + i]) * w[c * k + i];
         x_norm += std::fabs(static_cast<double>(x[t * k + i]));
       }
-      const double tolerance =
-          2.0 * static_cast<double>(k / 32 + 64) * std::ldexp(1.0, -24) * (3 * largest * x_norm + std::fabs(exact));
+      const double tolerance = 2.0 * static_cast<double>(k / 32 + 64) * std::ldexp(1.0, -24) *
+                               (3 * largest * x_norm + std::fabs(exact));
       ASSERT_NEAR(y[t * n + c], exact, tolerance) << "row " << t << ", column " << c;
     }
   }

@@ -57,7 +57,7 @@ class ReceiptTest : public ::testing::Test {
     const std::string key = directory_.Write("key.pem", keys_.private_pem);
     ServerProcess server(Flags({"--threads=2", "--receipt-signing-key=" + key}));
     EXPECT_TRUE(server.ready()) << server.log();
-    const std::string path = directory_.path() + "/r.json";
+    std::string path = directory_.path() + "/r.json";
     const Run run =
         Verbatim({"generate", "--target", server.address(), "--raw", "--determinism", "portable",
                   "--temperature", "0.8", "--top-p", "0.9", "--repetition-penalty", "1.1", "--n",
