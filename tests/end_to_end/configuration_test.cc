@@ -134,6 +134,8 @@ const std::multimap<std::string, Case>& Cases() {
       {"device", {Outcome::kRefusesStart, {"--device=abacus"}, "--device: 'abacus'"}},
       {"pinned-gemm",
        {Outcome::kRefusesStart, {"--pinned-gemm=mma"}, "--pinned-gemm: mma is for --device cuda"}},
+      {"enforce-eager",
+       {Outcome::kRefusesStart, {"--enforce-eager"}, "--enforce-eager: is for --device cuda"}},
       {"gpu-memory-utilization",
        {Outcome::kRefusesStart,
         {"--gpu-memory-utilization=0.5"},
