@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -25,6 +24,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "bench/decode_launches.h"
+#include "bench/must.h"
 #include "bench/random_checkpoint.h"
 #include "kernels/cuda/runtime.h"
 #include "model/transformer.h"
@@ -59,17 +59,6 @@ constexpr Policy kPolicies[] = {Policy::kThroughput, Policy::kPinned, Policy::kP
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-void Must(const absl::Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "cuda_model_bench: %s\n", status.ToString().c_str());
-  std::exit(1);
-}
-template <class T>
-T Must(absl::StatusOr<T> value) {
-  Must(value.status());
-  return *std::move(value);
 }
 
 // Seconds of one call, when `calls` are made in a row and then waited for.

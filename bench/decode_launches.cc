@@ -3,10 +3,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <string>
 
+#include "bench/must.h"
 #include "kernels/cuda/cuda_backend.h"
 
 namespace verbatim::bench {
@@ -18,17 +17,6 @@ using nlohmann::json;
 constexpr int kOccupyCopies = 64;
 constexpr int kStepsInARow = 3;
 constexpr int kEmptyPairs = 32;
-
-void Must(const absl::Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "cuda_model_bench: %s\n", status.ToString().c_str());
-  std::exit(1);
-}
-template <class T>
-T Must(absl::StatusOr<T> value) {
-  Must(value.status());
-  return *std::move(value);
-}
 
 double MedianOf(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
