@@ -299,4 +299,15 @@ __device__ __forceinline__ void CopyValues(const History& history, int start, in
   }
 }
 
+// Calls run.operator()<kDim>() with the smallest kernel size that holds the heads.
+template <class Run>
+int ForHeadDim(int64_t head_dim, Run run) {
+  if (head_dim <= 32) return run.template operator()<32>();
+  if (head_dim <= 64) return run.template operator()<64>();
+  if (head_dim <= 80) return run.template operator()<80>();
+  if (head_dim <= 96) return run.template operator()<96>();
+  if (head_dim <= 128) return run.template operator()<128>();
+  return run.template operator()<256>();
+}
+
 }  // namespace verbatim::kernels::cuda::attention_mma

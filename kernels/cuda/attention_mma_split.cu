@@ -186,19 +186,11 @@ int LaunchDim(const AttentionArgs& args, Stream stream) {
                                    : LaunchCut<kDim, kBlocksPerCut>(args, stream);
 }
 
-int LaunchHeads(const AttentionArgs& args, Stream stream) {
-  if (args.layout.head_dim <= 32) return LaunchDim<32>(args, stream);
-  if (args.layout.head_dim <= 64) return LaunchDim<64>(args, stream);
-  if (args.layout.head_dim <= 80) return LaunchDim<80>(args, stream);
-  if (args.layout.head_dim <= 96) return LaunchDim<96>(args, stream);
-  if (args.layout.head_dim <= 128) return LaunchDim<128>(args, stream);
-  return LaunchDim<256>(args, stream);
-}
-
 }  // namespace
 
 int LaunchAttentionMmaSplit(const AttentionArgs& args, Stream stream) {
-  const int error = LaunchHeads(args, stream);
+  const int error =
+      ForHeadDim(args.layout.head_dim, [&]<int kDim>() { return LaunchDim<kDim>(args, stream); });
   if (error != 0 || args.partials == nullptr) return error;
   return LaunchAttentionFold(args, stream);
 }

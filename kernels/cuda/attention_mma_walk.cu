@@ -200,12 +200,8 @@ int LaunchDim(const AttentionArgs& args, Stream stream) {
 }  // namespace
 
 int LaunchAttentionMmaWalk(const AttentionArgs& args, Stream stream) {
-  if (args.layout.head_dim <= 32) return LaunchDim<32>(args, stream);
-  if (args.layout.head_dim <= 64) return LaunchDim<64>(args, stream);
-  if (args.layout.head_dim <= 80) return LaunchDim<80>(args, stream);
-  if (args.layout.head_dim <= 96) return LaunchDim<96>(args, stream);
-  if (args.layout.head_dim <= 128) return LaunchDim<128>(args, stream);
-  return LaunchDim<256>(args, stream);
+  return ForHeadDim(args.layout.head_dim,
+                    [&]<int kDim>() { return LaunchDim<kDim>(args, stream); });
 }
 
 }  // namespace verbatim::kernels::cuda

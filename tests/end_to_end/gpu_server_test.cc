@@ -37,11 +37,6 @@ class GpuServerTest : public testing::Test {
   static void Plant(const char* fault) { setenv("VERBATIM_SIMT_FAULT", fault, 1); }
 };
 
-struct Answer {
-  grpc::Status status;
-  v1::Finished finished;
-};
-
 Answer Ask(const ServerProcess& server, int64_t max_tokens) {
   v1::GenerateRequest request;
   request.set_text("once upon a time");
@@ -49,15 +44,7 @@ Answer Ask(const ServerProcess& server, int64_t max_tokens) {
   request.mutable_sampling()->set_temperature(0);
   request.mutable_sampling()->set_ignore_eos(true);
   request.mutable_sampling()->set_max_tokens(max_tokens);
-  grpc::ClientContext context;
-  auto reader = server.stub().Generate(&context, request);
-  Answer answer;
-  v1::GenerateResponse message;
-  while (reader->Read(&message)) {
-    if (message.has_finished()) answer.finished = message.finished();
-  }
-  answer.status = reader->Finish();
-  return answer;
+  return server.Ask(request);
 }
 
 TEST_F(GpuServerTest, AnswersWithTheCpusBitsAndSaysWhatItRunsOn) {

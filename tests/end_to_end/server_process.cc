@@ -53,6 +53,18 @@ ServerProcess::~ServerProcess() {
   }
 }
 
+Answer ServerProcess::Ask(const v1::GenerateRequest& request) const {
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, request);
+  Answer answer;
+  v1::GenerateResponse message;
+  while (reader->Read(&message)) {
+    if (message.has_finished()) answer.finished = message.finished();
+  }
+  answer.status = reader->Finish();
+  return answer;
+}
+
 void ServerProcess::Signal(int signal) const { kill(pid_, signal); }
 
 int ServerProcess::Wait() {

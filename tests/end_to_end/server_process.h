@@ -13,6 +13,12 @@
 
 namespace verbatim::end_to_end {
 
+// How a request for one sample ended.
+struct Answer {
+  grpc::Status status;
+  v1::Finished finished;
+};
+
 class ServerProcess {
  public:
   // Starts `verbatim serve --port 0 …` and waits until it is ready or has ended. With a launcher
@@ -28,6 +34,8 @@ class ServerProcess {
   std::shared_ptr<grpc::Channel> channel() const { return channel_; }
   v1::VerbatimService::Stub& stub() const { return *stub_; }
 
+  // Generate, read to its end.
+  Answer Ask(const v1::GenerateRequest& request) const;
   void Signal(int signal) const;
   pid_t pid() const { return pid_; }  // the launcher's, where there is one
   // Waits for its end; the exit status, or −signal.

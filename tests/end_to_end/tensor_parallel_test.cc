@@ -41,21 +41,8 @@ v1::GenerateRequest Request(v1::Determinism determinism, int64_t max_tokens) {
   return request;
 }
 
-struct Answer {
-  grpc::Status status;
-  v1::Finished finished;
-};
-
 Answer Ask(const ServerProcess& server, v1::Determinism determinism, int64_t max_tokens) {
-  grpc::ClientContext context;
-  auto reader = server.stub().Generate(&context, Request(determinism, max_tokens));
-  Answer answer;
-  v1::GenerateResponse message;
-  while (reader->Read(&message)) {
-    if (message.has_finished()) answer.finished = message.finished();
-  }
-  answer.status = reader->Finish();
-  return answer;
+  return server.Ask(Request(determinism, max_tokens));
 }
 
 std::string Contents(const std::filesystem::path& path) {

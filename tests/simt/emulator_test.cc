@@ -8,24 +8,13 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/numerics/bf16.h"
+#include "simt/kernel_runs.h"
 
 namespace verbatim::kernels::cuda {
-
-std::string& LastFault() {
-  static std::string fault;
-  return fault;
-}
-void SetLaunchFault(const std::string& message) { LastFault() = message; }
 
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr simt::Schedule kSchedules[] = {{simt::Order::kForward},
-                                         {simt::Order::kReversed},
-                                         {simt::Order::kSeeded, 1},
-                                         {simt::Order::kSeeded, 2},
-                                         {simt::Order::kSeeded, 3}};
 
 // Runs under every schedule; what it wrote, or the fault.
 template <class Kernel>
@@ -265,7 +254,9 @@ TEST(EmulatorTest, ReportsCopiesThatNothingWaitsFor) {
   EXPECT_THAT(LastFault(), HasSubstr("never waited for"));
 }
 
-// d [16, 8] = a [16, 16] · b [8, 16]ᵀ, fragments loaded by LoadMatrixX4.
+// d [16, 8] = a [16, 16] · bᵀ, b stored as [8, 16] and loaded by LoadMatrixX4, or as its transpose
+// [16, 8] and loaded transposed.
+template <bool kTransposed>
 void MmaKernel(const uint16_t* a, const uint16_t* b, float* d) {
   VERBATIM_SHARED_MEMORY(bytes);
   uint16_t* shared_a = reinterpret_cast<uint16_t*>(bytes);
@@ -276,63 +267,39 @@ void MmaKernel(const uint16_t* a, const uint16_t* b, float* d) {
   SyncWarp();
   uint32_t fragment_a[4], both[4];
   LoadMatrixX4(fragment_a, shared_a + (lane % 16) * 16 + lane / 16 * 8);
-  LoadMatrixX4(both, shared_b + (lane % 8) * 16 + lane / 8 % 2 * 8);
+  if constexpr (kTransposed) {
+    LoadMatrixX4Transposed(both, shared_b + (lane % 16) * 8);
+  } else {
+    LoadMatrixX4(both, shared_b + (lane % 8) * 16 + lane / 8 % 2 * 8);
+  }
   const uint32_t fragment_b[2] = {both[0], both[1]};
   float sum[4] = {};
   MmaBf16(sum, fragment_a, fragment_b);
   for (int i = 0; i < 4; ++i) d[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = sum[i];
 }
 
-TEST(EmulatorTest, MatrixUnitMultipliesFragments) {
+template <bool kTransposed>
+void ExpectProductOfFragments() {
   alignas(16) uint16_t a[256], b[128];
   float d[128];
   for (int i = 0; i < 256; ++i) a[i] = numerics::Bf16FromFloat(static_cast<float>(i % 7 - 3));
   for (int i = 0; i < 128; ++i) b[i] = numerics::Bf16FromFloat(static_cast<float>(i % 5 - 2));
-  ASSERT_EQ(Launch(MmaKernel, {1, 32, 768}, nullptr, a, b, d), 0) << LastFault();
+  ASSERT_EQ(Launch(MmaKernel<kTransposed>, {1, 32, 768}, nullptr, a, b, d), 0) << LastFault();
   for (int row = 0; row < 16; ++row) {
     for (int column = 0; column < 8; ++column) {
       float expected = 0;
       for (int k = 0; k < 16; ++k) {
-        expected += static_cast<float>(((row * 16 + k) % 7 - 3) * ((column * 16 + k) % 5 - 2));
+        const int at = kTransposed ? k * 8 + column : column * 16 + k;  // in b
+        expected += static_cast<float>(((row * 16 + k) % 7 - 3) * (at % 5 - 2));
       }
       EXPECT_EQ(d[row * 8 + column], expected) << row << ", " << column;
     }
   }
 }
 
-// The same with b stored as [16, 8] and loaded transposed.
-void TransposedMmaKernel(const uint16_t* a, const uint16_t* b, float* d) {
-  VERBATIM_SHARED_MEMORY(bytes);
-  uint16_t* shared_a = reinterpret_cast<uint16_t*>(bytes);
-  uint16_t* shared_b = shared_a + 256;
-  const int lane = static_cast<int>(threadIdx.x);
-  for (int i = lane; i < 256; i += 32) shared_a[i] = a[i];
-  for (int i = lane; i < 128; i += 32) shared_b[i] = b[i];
-  SyncWarp();
-  uint32_t fragment_a[4], both[4];
-  LoadMatrixX4(fragment_a, shared_a + (lane % 16) * 16 + lane / 16 * 8);
-  LoadMatrixX4Transposed(both, shared_b + (lane % 16) * 8);
-  float sum[4] = {};
-  MmaBf16(sum, fragment_a, {both[0], both[1]});
-  for (int i = 0; i < 4; ++i) d[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = sum[i];
-}
+TEST(EmulatorTest, MatrixUnitMultipliesFragments) { ExpectProductOfFragments<false>(); }
 
-TEST(EmulatorTest, TransposedFragments) {
-  alignas(16) uint16_t a[256], b[128];
-  float d[128];
-  for (int i = 0; i < 256; ++i) a[i] = numerics::Bf16FromFloat(static_cast<float>(i % 7 - 3));
-  for (int i = 0; i < 128; ++i) b[i] = numerics::Bf16FromFloat(static_cast<float>(i % 5 - 2));
-  ASSERT_EQ(Launch(TransposedMmaKernel, {1, 32, 768}, nullptr, a, b, d), 0) << LastFault();
-  for (int row = 0; row < 16; ++row) {
-    for (int column = 0; column < 8; ++column) {
-      float expected = 0;
-      for (int k = 0; k < 16; ++k) {
-        expected += static_cast<float>(((row * 16 + k) % 7 - 3) * ((k * 8 + column) % 5 - 2));
-      }
-      EXPECT_EQ(d[row * 8 + column], expected) << row << ", " << column;
-    }
-  }
-}
+TEST(EmulatorTest, TransposedFragments) { ExpectProductOfFragments<true>(); }
 
 void AtomicKernel(uint64_t* sums) {
   AtomicAdd(&sums[0], uint64_t{threadIdx.x});

@@ -11,24 +11,14 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/device_sm90.cuh"
 #include "kernels/numerics/bf16.h"
+#include "simt/kernel_runs.h"
 
 namespace verbatim::kernels::cuda {
-
-std::string& LastFault() {
-  static std::string fault;
-  return fault;
-}
-void SetLaunchFault(const std::string& message) { LastFault() = message; }
 
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr simt::Schedule kSchedules[] = {{simt::Order::kForward},
-                                         {simt::Order::kReversed},
-                                         {simt::Order::kSeeded, 1},
-                                         {simt::Order::kSeeded, 2},
-                                         {simt::Order::kSeeded, 3}};
 constexpr int kRows = 64, kOutputs = 128, kDepth = 64;
 constexpr size_t kTokenBytes = kRows * 128, kBytes = 1024 + kTokenBytes + kOutputs * 128 + 64;
 
