@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/ops/block_formats.h"
+#include "kernels/ops/random_matrix.h"
 #include "model/feed_forward.h"
 #include "model/gemm_kernel_runs.h"
 #include "model/load_matrix.h"
@@ -52,6 +53,8 @@ absl::Status FeedForward::LoadDecoded(const Checkpoint& checkpoint, const std::s
                                       DecodedMatrix& decoded) {
   absl::StatusOr<StoredMatrix> stored = checkpoint.Matrix(name);
   if (!stored.ok()) return stored.status();
+  std::vector<std::byte> made;
+  *stored = kernels::WithBytes(*stored, &made);
   decoded.values.resize(static_cast<size_t>(stored->rows * stored->cols));
   for (int64_t r = 0; r < stored->rows; ++r) {
     kernels::DecodeRow(stored->dtype, stored->data + r * stored->row_bytes(), stored->cols,

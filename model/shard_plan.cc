@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/block_formats.h"
+#include "kernels/ops/random_matrix.h"
 
 namespace verbatim::model {
 namespace {
@@ -150,14 +151,21 @@ absl::StatusOr<int64_t> MostKvHeads(const ModelConfig& config, int degree) {
 kernels::StoredMatrix RowsOf(const kernels::StoredMatrix& matrix, Range rows) {
   kernels::StoredMatrix part = matrix;
   part.rows = rows.size();
-  part.data = matrix.data + rows.begin * matrix.row_bytes();
+  if (part.random.has_value()) {
+    part.random->first += rows.begin * matrix.cols;
+  } else {
+    part.data += rows.begin * matrix.row_bytes();
+  }
   return part;
 }
 
-MatrixSlice ColumnsOf(const kernels::StoredMatrix& matrix, Range cols) {
+MatrixSlice ColumnsOf(const kernels::StoredMatrix& whole, Range cols) {
   MatrixSlice slice;
-  slice.matrix = matrix;
-  if (cols == Range{0, matrix.cols}) return slice;
+  slice.matrix = whole;
+  if (cols == Range{0, whole.cols}) return slice;
+  std::vector<std::byte> made;
+  const kernels::StoredMatrix matrix = kernels::WithBytes(whole, &made);
+  slice.matrix.random.reset();
   const kernels::DTypeInfo info = kernels::InfoOf(matrix.dtype);
   slice.matrix.cols = cols.size();
   slice.decoded = cols.begin % info.block_elements != 0 || cols.end % info.block_elements != 0;

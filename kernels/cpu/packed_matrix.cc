@@ -16,6 +16,7 @@
 #include "kernels/cpu/gemm_pack.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/block_formats.h"
+#include "kernels/ops/random_matrix.h"
 
 namespace verbatim::kernels::cpu {
 namespace {
@@ -49,8 +50,8 @@ absl::Status CheckPart(absl::Span<const StoredMatrix> parts, size_t i) {
     return absl::InvalidArgumentError(
         absl::StrCat("part ", i, ": rows ", part.rows, " times cols ", part.cols, " is too large"));
   }
-  if (part.data == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("part ", i, ": data is null"));
+  if (const char* error = ContentError(part); error != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("part ", i, ": ", error));
   }
   return absl::OkStatus();
 }
@@ -70,10 +71,30 @@ PackedMatrix::~PackedMatrix() = default;
 
 size_t PackedMatrix::size_bytes() const {
   size_t size_bytes = storage_.size_bytes();
+  for (const AlignedBytes& made : made_) size_bytes += made.size_bytes();
   for (const auto& copy : library_copies_) {
     if (copy != nullptr) size_bytes += copy->size_bytes();
   }
   return size_bytes;
+}
+
+absl::Status PackedMatrix::Make(const CpuContext& context, StoredMatrix& part) {
+  AlignedBytes bytes(static_cast<size_t>(part.size_bytes()));
+  if (bytes.data() == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for random weights of ", part.size_bytes(), " bytes"));
+  }
+  context.pool->Run([&](int thread) {
+    const ThreadPool::Range rows =
+        ThreadPool::PartOf(part.rows, 1, thread, context.pool->threads());
+    numerics::MakeRandomWeights(*part.random, rows.begin * part.cols,
+                                (rows.end - rows.begin) * part.cols,
+                                reinterpret_cast<uint16_t*>(bytes.data()) + rows.begin * part.cols);
+  });
+  part.random.reset();
+  part.data = bytes.data();
+  made_.push_back(std::move(bytes));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<OnednnWeights*> PackedMatrix::LibraryCopy(const CpuContext& context,
@@ -107,7 +128,12 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackMatrix(const CpuContext& conte
   if (load_options.for_experts) {
     matrix->gemm_options_.library_copies = GemmOptions::LibraryCopies::kNever;
   }
-  for (const StoredMatrix& part : parts) matrix->rows_ += part.rows;
+  for (StoredMatrix& part : matrix->parts_) {
+    matrix->rows_ += part.rows;
+    if (!part.random.has_value()) continue;
+    if (absl::Status status = matrix->Make(context, part); !status.ok()) return status;
+  }
+  parts = matrix->parts_;
   if (!load_options.for_gemm) return matrix;
 
   const int64_t chunks = numerics::ChunkCount(matrix->cols_);

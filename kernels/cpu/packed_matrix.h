@@ -56,7 +56,8 @@ class PackedMatrix : public WeightMatrix {
   // Empty where the matrix was not loaded for Gemm.
   absl::Span<const PanelSegment> segments() const { return segments_; }
   int64_t panels() const { return panels_; }
-  // As loaded; the bytes belong to the caller of PackMatrix.
+  // As loaded; the bytes belong to the caller of PackMatrix, but for those of random weights, which
+  // are made.
   absl::Span<const StoredMatrix> parts() const { return parts_; }
   const LoadMatrixOptions& load_options() const { return load_options_; }
   const GemmOptions& gemm_options() const { return gemm_options_; }
@@ -75,11 +76,14 @@ class PackedMatrix : public WeightMatrix {
                                                                   const LoadMatrixOptions&,
                                                                   const GemmOptions&);
   PackedMatrix() = default;
+  // Gives a random part its bytes. RESOURCE_EXHAUSTED names how many there is no memory for.
+  absl::Status Make(const CpuContext& context, StoredMatrix& part);
 
   int64_t rows_ = 0;
   int64_t cols_ = 0;
   int64_t panels_ = 0;
   std::vector<StoredMatrix> parts_;
+  std::vector<AlignedBytes> made_;  // bytes of random parts
   std::vector<PanelSegment> segments_;
   std::vector<uint8_t> tree_joins_;
   std::vector<int8_t> shard_joins_;

@@ -7,8 +7,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/launchers.h"
 #include "kernels/cuda/weight_packing.h"
 #include "kernels/numerics/reduction_tree.h"
+#include "kernels/ops/random_matrix.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -23,10 +25,13 @@ absl::Status CheckParts(absl::Span<const StoredMatrix> parts) {
   for (size_t i = 0; i < parts.size(); ++i) {
     const StoredMatrix& part = parts[i];
     const DTypeInfo info = InfoOf(part.dtype);
-    if (part.rows < 1 || part.cols < 1 || part.data == nullptr || part.cols > kMaxCols) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("LoadMatrix: parts[", i, "] has rows ", part.rows, ", cols ", part.cols,
-                       " (at most ", kMaxCols, ")", part.data == nullptr ? " and no data" : ""));
+    if (part.rows < 1 || part.cols < 1 || part.cols > kMaxCols) {
+      return absl::InvalidArgumentError(absl::StrCat("LoadMatrix: parts[", i, "] has rows ",
+                                                     part.rows, ", cols ", part.cols, " (at most ",
+                                                     kMaxCols, ")"));
+    }
+    if (const char* error = ContentError(part); error != nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("LoadMatrix: parts[", i, "]: ", error));
     }
     if (part.cols != parts[0].cols) {
       return absl::InvalidArgumentError(absl::StrCat("LoadMatrix: parts[", i, "] has ", part.cols,
@@ -79,9 +84,16 @@ absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> 
     }
     part.quants = rows;
     for (const StoredMatrix& matrix : run) {
-      absl::Status status = uploader.UploadRows(rows, pitch_bytes, matrix.data,
-                                                static_cast<size_t>(matrix.row_bytes()),
-                                                static_cast<size_t>(matrix.rows));
+      absl::Status status =
+          matrix.random.has_value()
+              ? runtime::LaunchStatus("LoadMatrix", LaunchRandomWeights({.weights = *matrix.random,
+                                                                         .rows = matrix.rows,
+                                                                         .cols = cols_,
+                                                                         .rows_bf16 = rows},
+                                                                        uploader.stream()))
+              : uploader.UploadRows(rows, pitch_bytes, matrix.data,
+                                    static_cast<size_t>(matrix.row_bytes()),
+                                    static_cast<size_t>(matrix.rows));
       if (!status.ok()) return status;
       rows += static_cast<size_t>(matrix.rows) * pitch_bytes;
     }

@@ -57,6 +57,8 @@ class Uploader {
   // replay, whatever the slot holds by then.
   void set_closed(bool closed) { closed_ = closed; }
   bool closed() const { return closed_; }
+  // In whose order uploads come.
+  Stream stream() const { return stream_; }
 
   // `host` may be changed as soon as this returns.
   absl::Status Upload(void* device, const void* host, size_t size_bytes);

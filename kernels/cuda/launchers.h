@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/packed_part.h"
 #include "kernels/cuda/stream.h"
+#include "kernels/numerics/random_weights.h"
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/dtype.h"
 #include "kernels/ops/moe.h"
@@ -23,6 +24,14 @@ inline constexpr uint32_t kFaultRowIndex = 2;
 inline constexpr uint32_t kFaultPosition = 4;
 inline constexpr uint32_t kFaultExpert = 8;
 inline constexpr uint32_t kFaultPlace = 16;
+
+// Values of consecutive rows, to the layout of packed_part.h: padding is +0.
+struct RandomWeightsArgs {
+  numerics::RandomWeights weights;
+  int64_t rows, cols;
+  void* rows_bf16;  // [rows][RowPitch(cols)]
+};
+int LaunchRandomWeights(const RandomWeightsArgs& args, Stream stream);
 
 struct EmbeddingArgs {
   const PackedPart* parts;  // in host memory

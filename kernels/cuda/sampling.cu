@@ -4,9 +4,9 @@
 // threads meet does not matter. Sorting is avoided: the k-th token, or the one at which a mass is
 // reached, is found by buckets of the distance from the maximum, then digit by digit in one bucket.
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/philox.cuh"
 #include "kernels/cuda/sampling_args.h"
 #include "kernels/numerics/gumbel.h"
-#include "kernels/numerics/philox.h"
 #include "kernels/numerics/row_fingerprint.h"
 
 namespace verbatim::kernels::cuda {
@@ -225,40 +225,18 @@ __device__ uint64_t TopPTarget(uint32_t mantissa, int shift, uint64_t total) {
   return (high << (64 - shift) | low >> shift) + (lost != 0 ? 1 : 0);
 }
 
-// Word r of the four of a block of tokens.
-__device__ __forceinline__ void Philox(uint64_t seed, uint32_t position, uint32_t sample_index,
-                                       uint32_t block, uint32_t (&words)[4]) {
-  using namespace numerics::philox;  // NOLINT(google-build-using-namespace): constants
-  words[0] = block;
-  words[1] = position;
-  words[2] = sample_index;
-  words[3] = 0;
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-#pragma unroll
-  for (int round = 0; round < kRounds; ++round) {
-    const uint32_t high0 = MultiplyHigh(kMul0, words[0]), low0 = kMul0 * words[0];
-    const uint32_t high1 = MultiplyHigh(kMul1, words[2]), low1 = kMul1 * words[2];
-    words[0] = high1 ^ words[1] ^ key0;
-    words[2] = high0 ^ words[3] ^ key1;
-    words[1] = low1;
-    words[3] = low0;
-    key0 += kWeyl0;
-    key1 += kWeyl1;
-  }
-}
-
 // The token of the greatest Gumbel score, the lower id on ties; some z is finite.
 __device__ int32_t Draw(Shared* shared, const float* z, int64_t n, const SampleRequest& request) {
   uint64_t best = 0;
   for (int64_t first = 4 * static_cast<int64_t>(threadIdx.x); first < n; first += 4 * kThreads) {
-    uint32_t words[4];
     bool possible = false;
     for (int r = 0; r < 4; ++r) {
       possible = possible || (first + r < n && z[first + r] != NegativeInfinity());
     }
     if (!possible) continue;
-    Philox(request.seed, request.position, request.sample_index, static_cast<uint32_t>(first / 4),
-           words);
+    uint32_t words[4] = {static_cast<uint32_t>(first / 4), request.position, request.sample_index,
+                         0};
+    Philox(request.seed, words);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       if (first + r >= n || z[first + r] == NegativeInfinity()) continue;

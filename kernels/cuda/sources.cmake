@@ -15,6 +15,7 @@ set(VERBATIM_CUDA_KERNELS
   moe_combine.cu
   moe_permute.cu
   moe_route.cu
+  random_weights.cu
   rms_norm.cu
   rope.cu
   sampling.cu
@@ -47,4 +48,5 @@ set(VERBATIM_CUDA_TESTS
   grouped_gemm_test
   library_gemm_test
   moe_test
+  random_weights_test
   row_operations_test)

@@ -3,7 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
+
+#include "kernels/numerics/random_weights.h"
 
 namespace verbatim::kernels {
 
@@ -43,12 +46,14 @@ constexpr DTypeInfo InfoOf(DType dtype) {
 }
 
 // A row-major matrix exactly as its file stores it: `rows` output features, each of `cols` input
-// features; cols is a multiple of the format's block. Does not own the bytes.
+// features; cols is a multiple of the format's block. Does not own the bytes. Or a matrix of random
+// weights, BF16, which has no bytes until a backend makes them.
 struct StoredMatrix {
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
   const std::byte* data = nullptr;
+  std::optional<numerics::RandomWeights> random = std::nullopt;  // instead of data
 
   int64_t row_bytes() const {
     return cols / InfoOf(dtype).block_elements * InfoOf(dtype).block_bytes;
