@@ -401,7 +401,7 @@ json Bench::Model(const std::string& shape, double copy_rate, double product_rat
        .max_model_len = std::max(prompt, absl::GetFlag(FLAGS_context) + 1)}));
   Must(backend_.Synchronize());
   json out = {{"shape", shape},
-              {"weights", "random bf16"},
+              {"weights", "random bf16, made on the device"},
               {"kv_pages", "bf16"},
               {"weight_bytes", checkpoint.weight_bytes()},
               {"device_weight_bytes", transformer->weight_bytes()},

@@ -1,14 +1,13 @@
 // A model of random weights in the shape of a real one.
 #include "bench/random_checkpoint.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "kernels/numerics/bf16.h"
+#include "kernels/numerics/random_weights.h"
 
 namespace verbatim::bench {
 namespace {
@@ -16,10 +15,6 @@ namespace {
 using kernels::DType;
 using kernels::StoredMatrix;
 using model::ModelConfig;
-
-// Where a matrix may begin: values of the pool beyond the largest matrix, 64 bytes apart.
-constexpr size_t kStarts = size_t{1} << 16;
-constexpr size_t kStartElements = 32;
 
 ModelConfig Llama31() {
   ModelConfig config;
@@ -97,12 +92,6 @@ uint64_t HashOf(std::string_view name) {
   return hash;
 }
 
-int64_t LargestMatrix(const ModelConfig& config) {
-  const int64_t wide = std::max({config.vocab_size, config.intermediate_size,
-                                 config.num_heads * config.head_dim, config.moe.num_experts});
-  return wide * config.hidden_size;
-}
-
 }  // namespace
 
 absl::StatusOr<ModelConfig> RandomModelConfig(std::string_view shape) {
@@ -113,20 +102,6 @@ absl::StatusOr<ModelConfig> RandomModelConfig(std::string_view shape) {
   }
   return absl::NotFoundError(
       absl::StrCat("no shape '", std::string(shape), "'; there are:", names));
-}
-
-RandomCheckpoint::RandomCheckpoint(const ModelConfig& config, uint64_t seed)
-    : config_(config),
-      pool_(static_cast<size_t>(LargestMatrix(config)) + kStarts * kStartElements) {
-  uint64_t state = 2 * seed + 1;
-  for (uint16_t& value : pool_) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    // Roughly uniform in ±0.05, so that activations keep their magnitude.
-    const float x = (static_cast<float>(state >> 40) * 0x1p-24f - 0.5f) * 0.1f;
-    value = numerics::Bf16FromFloat(x);
-  }
 }
 
 std::pair<int64_t, int64_t> RandomCheckpoint::ShapeOf(std::string_view name) const {
@@ -160,9 +135,10 @@ absl::StatusOr<StoredMatrix> RandomCheckpoint::Matrix(std::string_view name) con
   if (rows == 0) {
     return absl::NotFoundError(absl::StrCat("random weights: no matrix ", std::string(name)));
   }
-  const size_t first = HashOf(name) % kStarts * kStartElements;
-  return StoredMatrix{DType::kBF16, rows, cols,
-                      reinterpret_cast<const std::byte*>(pool_.data() + first)};
+  return StoredMatrix{.dtype = DType::kBF16,
+                      .rows = rows,
+                      .cols = cols,
+                      .random = numerics::RandomWeights{.seed = seed_, .matrix = HashOf(name)}};
 }
 
 absl::StatusOr<std::vector<float>> RandomCheckpoint::Vector(std::string_view name) const {

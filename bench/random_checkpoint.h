@@ -17,12 +17,12 @@ namespace verbatim::bench {
 // published, and "tiny" and "tiny-moe" for tests. NOT_FOUND naming the shapes that there are.
 absl::StatusOr<model::ModelConfig> RandomModelConfig(std::string_view shape);
 
-// BF16 matrices, norms of 1. A matrix is a stretch of one pool of random values that begins
-// where its name says: every run has the same weights, no two matrices have, and the pool is
-// hardly larger than the largest of them.
+// BF16 matrices, norms of 1. A matrix's values follow from the seed and its name, and backends make
+// them themselves: every run and every device has the same weights, and the host holds none.
 class RandomCheckpoint final : public model::Checkpoint {
  public:
-  RandomCheckpoint(const model::ModelConfig& config, uint64_t seed);
+  RandomCheckpoint(const model::ModelConfig& config, uint64_t seed)
+      : config_(config), seed_(seed) {}
 
   const model::ModelConfig& config() const override { return config_; }
   absl::StatusOr<kernels::StoredMatrix> Matrix(std::string_view name) const override;
@@ -43,7 +43,7 @@ class RandomCheckpoint final : public model::Checkpoint {
   std::pair<int64_t, int64_t> ShapeOf(std::string_view name) const;
 
   const model::ModelConfig config_;
-  std::vector<uint16_t> pool_;
+  const uint64_t seed_;
 };
 
 }  // namespace verbatim::bench
