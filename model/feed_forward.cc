@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -45,7 +46,6 @@ absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
     return absl::InvalidArgumentError(
         absl::StrCat("capacity_exempt has ", exempt.size(), " entries for ", rows, " rows"));
   }
-  if (absl::Status counted = Count(); !counted.ok()) return counted;
   if (absl::Status checked = CheckForced(rows, forced); !checked.ok()) return checked;
   rows_ = rows;
   computed_rows_ = computed;
@@ -53,6 +53,7 @@ absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
   forced_ = forced;
   capacity_ = 0;
   has_exempt_ = false;
+  pending_rows_ = fetched_rows_ = 0;
   if (num_moe_layers_ == 0) return absl::OkStatus();
   if (options_.capacity_factor != 0) SetCapacity(exempt);
   absl::Status status;
@@ -161,6 +162,10 @@ int32_t* FeedForward::Wanted(const Layer& layer) const {
   return Ints(wanted_) + layer.moe_index * computed_rows_ * config_.moe.experts_per_token;
 }
 
+int64_t* FeedForward::TotalsOf(const Layer& layer) const {
+  return static_cast<int64_t*>(totals_->data()) + layer.moe_index * (config_.moe.num_experts + 2);
+}
+
 absl::Status FeedForward::Route(const Layer& layer, int64_t index, const NumericMode& mode,
                                 const float* normed, ForwardObserver* observer) {
   const MoeConfig& moe = config_.moe;
@@ -173,6 +178,8 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
                                        .y_stride = moe.num_experts});
   if (!status.ok()) return status;
   Show(observer, Operation::kRouter, index, Floats(logits_), rows_, moe.num_experts);
+  const auto* limits =
+      is_decode_ ? static_cast<const kernels::MoeStepLimits*>(limits_->data()) : nullptr;
   status = backend_.MoeRoute(
       {.mode = mode,
        .logits = Floats(logits_),
@@ -184,7 +191,7 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
        .capacity = capacity_,
        .overflow = options_.overflow,
        .exempt = has_exempt_ ? static_cast<const uint8_t*>(exempt_->data()) : nullptr,
-       .limits = is_decode_ ? static_cast<const kernels::MoeStepLimits*>(limits_->data()) : nullptr,
+       .limits = limits,
        .experts = Experts(layer),
        .wanted = Wanted(layer),
        .weights = Floats(weights_)});
@@ -199,7 +206,10 @@ absl::Status FeedForward::Route(const Layer& layer, int64_t index, const Numeric
                               .top_k = moe.experts_per_token,
                               .offsets = Ints(offsets_),
                               .token_of = Ints(token_of_),
-                              .place_of = Ints(place_of_)});
+                              .place_of = Ints(place_of_),
+                              .totals = TotalsOf(layer),
+                              .wanted = Wanted(layer),
+                              .limits = limits});
 }
 
 Weighing FeedForward::weighing() const {
@@ -351,17 +361,23 @@ absl::Status FeedForward::RunMoe(const Layer& layer, int64_t index, const Numeri
   return absl::OkStatus();
 }
 
-absl::Status FeedForward::Count() {
+absl::StatusOr<FeedForward::Routing> FeedForward::LastRouting() {
+  const Routing none{.rows = 0, .experts = {}, .wanted = {}};
+  if (num_moe_layers_ == 0) return none;
+  if (pending_rows_ > 0) {
+    if (absl::Status fetched = FetchRouting(); !fetched.ok()) return fetched;
+  }
+  if (fetched_rows_ == 0) return none;
+  return Routing{.rows = fetched_rows_, .experts = host_experts_, .wanted = host_wanted_};
+}
+
+absl::Status FeedForward::FetchRouting() {
   const int64_t top_k = config_.moe.experts_per_token;
   const size_t slots = static_cast<size_t>(pending_rows_ * top_k);  // of a layer
   const size_t stride = static_cast<size_t>(pending_computed_rows_ * top_k);
-  const size_t all = slots == 0 ? 0 : stride * static_cast<size_t>(num_moe_layers_);
-  if (all == 0) {
-    pending_rows_ = 0;
-    return absl::OkStatus();
-  }
-  counted_rows_ = std::exchange(pending_rows_, 0);
-  const bool limited = capacity_ != 0;  // of that step: Begin counts before it looks at the next
+  const size_t all = stride * static_cast<size_t>(num_moe_layers_);
+  fetched_rows_ = std::exchange(pending_rows_, 0);
+  const bool limited = capacity_ != 0;
   host_experts_.resize(all);
   host_wanted_.resize(limited ? all : 0);
   absl::Status status =
@@ -378,23 +394,45 @@ absl::Status FeedForward::Count() {
     }
     host->resize(slots * static_cast<size_t>(num_moe_layers_));
   }
-  for (size_t i = 0; i < statistics_.size(); ++i) {
-    absl::Span<const int32_t> wanted;
-    if (limited) wanted = absl::MakeSpan(host_wanted_).subspan(i * slots, slots);
-    statistics_[i].Count(absl::MakeSpan(host_experts_).subspan(i * slots, slots), wanted,
-                         config_.moe.experts_per_token);
-  }
   return absl::OkStatus();
 }
 
-absl::StatusOr<FeedForward::Routing> FeedForward::LastRouting() {
-  if (absl::Status counted = Count(); !counted.ok()) return counted;
-  return Routing{.rows = counted_rows_, .experts = host_experts_, .wanted = host_wanted_};
+absl::StatusOr<std::vector<int64_t>> FeedForward::Totals() {
+  std::vector<int64_t> totals(static_cast<size_t>(num_moe_layers_ * (config_.moe.num_experts + 2)));
+  if (totals.empty()) return totals;
+  absl::Status status =
+      backend_.CopyToHost(totals.data(), totals_->data(), totals.size() * sizeof(int64_t));
+  if (!status.ok()) return status;
+  return totals;
+}
+
+absl::Status FeedForward::Forget() {
+  pending_rows_ = fetched_rows_ = 0;
+  absl::StatusOr<std::vector<int64_t>> totals = Totals();
+  if (!totals.ok()) return totals.status();
+  forgotten_ = *std::move(totals);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<MoeStatistics>> FeedForward::Statistics() {
-  if (absl::Status counted = Count(); !counted.ok()) return counted;
-  return statistics_;
+  absl::StatusOr<std::vector<int64_t>> totals = Totals();
+  if (!totals.ok()) return totals.status();
+  for (size_t i = 0; i < forgotten_.size(); ++i) (*totals)[i] -= forgotten_[i];
+  std::vector<MoeStatistics> statistics;
+  auto counter = totals->begin();
+  for (const Layer& layer : layers_) {
+    if (layer.moe_index < 0) continue;
+    MoeStatistics& mixture = statistics.emplace_back();
+    mixture.layer = &layer - layers_.data();
+    mixture.tokens_per_expert.assign(counter, counter + config_.moe.num_experts);
+    counter += config_.moe.num_experts;
+    mixture.lost_slots = *counter++;
+    mixture.rerouted_slots = *counter++;
+    mixture.tokens = std::accumulate(mixture.tokens_per_expert.begin(),
+                                     mixture.tokens_per_expert.end(), mixture.lost_slots) /
+                     config_.moe.experts_per_token;
+  }
+  return statistics;
 }
 
 }  // namespace verbatim::model

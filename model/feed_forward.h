@@ -52,22 +52,24 @@ class FeedForward {
   // x += the layer's function of `normed`; both [rows, hidden], contiguous.
   absl::Status Run(int64_t layer, const kernels::NumericMode& mode, const float* normed, float* x,
                    ForwardObserver* observer);
-  // After the last layer; the step now counts in the statistics.
+  // After the last layer.
   void End() {
     pending_rows_ = rows_;
     pending_computed_rows_ = computed_rows_;
   }
 
-  // Instead: the step counts in nothing.
-  void Forget() { pending_rows_ = 0; }
+  // No step before counts in anything. Waits for the device.
+  absl::Status Forget();
 
   // As Transformer::GemmKernels.
   std::vector<std::pair<std::string, std::string>> GemmKernels(const kernels::NumericMode& mode,
                                                                int64_t rows) const;
-  // One entry for each layer that is a mixture of experts.
+  // One entry for each layer that is a mixture of experts: what was routed since Forget or Load,
+  // which the device counts. Waits for it.
   absl::StatusOr<std::vector<MoeStatistics>> Statistics();
   // The experts of the last step that ended, [mixtures, rows, top_k] in rank order, −1: lost; and
-  // those that its rows would have had without limits, empty: the same. Valid until Begin.
+  // those that its rows would have had without limits, empty: the same. Valid until Begin. The
+  // first call waits for the device.
   struct Routing {
     int64_t rows = 0;
     absl::Span<const int32_t> experts, wanted;
@@ -133,10 +135,13 @@ class FeedForward {
   // keeps the latter as wanted.
   absl::Status ForceRouting(const Layer& layer);
   absl::Status ShowRouting(const Layer& layer, int64_t index, ForwardObserver& observer);
-  // Adds the last finished step to the statistics.
-  absl::Status Count();
+  // The device's counters, [mixtures, experts + 2] (MoePermuteParams::totals).
+  absl::StatusOr<std::vector<int64_t>> Totals();
+  // Copies the experts of the last finished step.
+  absl::Status FetchRouting();
   int32_t* Experts(const Layer& layer) const;
   int32_t* Wanted(const Layer& layer) const;  // null without capacity
+  int64_t* TotalsOf(const Layer& layer) const;
   Weighing weighing() const;
 
   kernels::Backend& backend_;
@@ -152,6 +157,7 @@ class FeedForward {
   std::unique_ptr<kernels::Buffer> offsets_, token_of_, place_of_, exempt_;
   std::unique_ptr<kernels::Buffer> experts_, wanted_;  // [mixtures, computed rows, top_k]
   std::unique_ptr<kernels::Buffer> limits_;            // kernels::MoeStepLimits
+  std::unique_ptr<kernels::Buffer> totals_;            // as Totals
   // The step at hand.
   int64_t rows_ = 0;
   int64_t computed_rows_ = 0;  // with padding
@@ -159,13 +165,12 @@ class FeedForward {
   int64_t capacity_ = 0;
   bool has_exempt_ = false;
   const ForcedRouting* forced_ = nullptr;
-  // The step that finished and is not counted yet: its experts are fetched when the next one begins
-  // or when somebody asks, so that no step waits for them.
+  // The step that finished and whose experts nobody asked for yet: no other is fetched.
   int64_t pending_rows_ = 0, pending_computed_rows_ = 0;
-  int64_t counted_rows_ = 0;  // of the step that the host vectors hold
+  int64_t fetched_rows_ = 0;  // of the step that the host vectors hold
   std::vector<int32_t> host_experts_, host_wanted_;
   std::vector<float> host_weights_, host_logits_;
-  std::vector<MoeStatistics> statistics_;
+  std::vector<int64_t> forgotten_;  // as Totals
 };
 
 }  // namespace verbatim::model

@@ -78,8 +78,6 @@ absl::Status FeedForward::LoadLayer(const Checkpoint& checkpoint, int64_t index)
     return LoadNetwork(checkpoint, prefix, options_.plan.intermediate, {}, layer.dense);
   }
   layer.moe_index = num_moe_layers_++;
-  statistics_.push_back({.layer = index});
-  statistics_.back().tokens_per_expert.resize(static_cast<size_t>(moe.num_experts));
   absl::Status status = LoadDecoded(checkpoint, prefix + "router", layer.router);
   if (moe.shared_gate) {
     status.Update(LoadDecoded(checkpoint, prefix + "shared_gate", layer.shared_gate));
@@ -125,6 +123,10 @@ absl::Status FeedForward::Allocate() {
     status.Update(allocate(offsets_, moe.num_experts + 1));
     static_assert(sizeof(kernels::MoeStepLimits) == 2 * sizeof(float));
     status.Update(allocate(limits_, 2));
+    const std::vector<int64_t> zeros(static_cast<size_t>(num_moe_layers_ * (moe.num_experts + 2)));
+    status.Update(allocate(totals_, 2 * static_cast<int64_t>(zeros.size())));
+    if (!status.ok()) return status;
+    status = backend_.CopyToDevice(totals_->data(), zeros.data(), zeros.size() * sizeof(int64_t));
     status.Update(allocate(token_of_, slots));
     status.Update(allocate(place_of_, slots));
     status.Update(allocate(experts_, num_moe_layers_ * slots));

@@ -55,8 +55,8 @@ absl::Status Transformer::TryDecode(const NumericMode& mode, kernels::KvCache& c
   absl::Status status;
   for (int i = 0; i < 2 && status.ok(); ++i) {
     status = ForwardShard(batch, mode, cache);
-    feed_forward_->Forget();
   }
+  status.Update(feed_forward_->Forget());
   last_rows_ = 0;
   status.Update(backend_.Synchronize());
   return status;

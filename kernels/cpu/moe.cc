@@ -211,6 +211,15 @@ absl::Status MoePermute(const CpuContext&, const MoePermuteParams& params) {
     }
   }
   std::fill(params.token_of + places, params.token_of + slots, 0);
+  if (params.totals == nullptr) return absl::OkStatus();
+  const int64_t counted = params.limits != nullptr ? params.limits->tokens * params.top_k : slots;
+  for (int64_t slot = 0; slot < counted; ++slot) {
+    const int32_t expert = params.experts[slot];
+    ++params.totals[expert < 0 ? params.num_experts : expert];
+    if (expert >= 0 && params.wanted != nullptr && params.wanted[slot] != expert) {
+      ++params.totals[params.num_experts + 1];
+    }
+  }
   return absl::OkStatus();
 }
 

@@ -257,15 +257,29 @@ TEST_P(MoeTest, PermuteSortsByExpertThenToken) {
       }
     }
     std::vector<int32_t> offsets(num_experts + 1, -7), token_of(tokens * top_k, -7);
-    std::vector<int32_t> place_of(tokens * top_k, -7);
-    ASSERT_TRUE(MoePermute(context_, {.experts = experts.data(),
-                                      .tokens = tokens,
-                                      .num_experts = num_experts,
-                                      .top_k = top_k,
-                                      .offsets = offsets.data(),
-                                      .token_of = token_of.data(),
-                                      .place_of = place_of.data()})
-                    .ok());
+    std::vector<int32_t> place_of(tokens * top_k, -7), wanted = experts;
+    std::vector<int64_t> totals(num_experts + 2, 10), counted = totals;
+    for (size_t i = 0; i < wanted.size(); i += 3) wanted[i] = (wanted[i] + 2) % 5;
+    const MoeStepLimits limits = {.tokens = static_cast<int32_t>(tokens / 2)};
+    MoePermuteParams params = {.experts = experts.data(),
+                               .tokens = tokens,
+                               .num_experts = num_experts,
+                               .top_k = top_k,
+                               .offsets = offsets.data(),
+                               .token_of = token_of.data(),
+                               .place_of = place_of.data(),
+                               .totals = totals.data()};
+    ASSERT_TRUE(MoePermute(context_, params).ok());
+    params.wanted = wanted.data();
+    params.limits = &limits;
+    ASSERT_TRUE(MoePermute(context_, params).ok());
+    for (int64_t slot = 0; slot < tokens * top_k; ++slot) {
+      const int64_t expert = experts[slot] < 0 ? num_experts : experts[slot];
+      const bool twice = slot < tokens / 2 * top_k;
+      counted[expert] += twice ? 2 : 1;
+      if (twice && experts[slot] >= 0 && wanted[slot] != experts[slot]) ++counted[num_experts + 1];
+    }
+    EXPECT_EQ(totals, counted);
     int32_t place = 0;
     for (int32_t e = 0; e < num_experts; ++e) {
       EXPECT_EQ(offsets[e], place);

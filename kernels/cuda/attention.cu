@@ -6,6 +6,7 @@
 // Outputs: a thread four columns of V and some queries, ascending positions. A decode step may give
 // every cut a block of its own and fold afterwards; the arithmetic is the same.
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/shared_memory.h"
 #include "kernels/cuda/tree.cuh"
 #include "kernels/numerics/bf16.h"
 #include "kernels/numerics/elementary.h"
@@ -355,15 +356,19 @@ __global__ void FoldKernel(AttentionArgs args) {
   }
 }
 
+template <int kQueries>
+size_t SharedBytes(int64_t head_dim) {
+  const int64_t q_stride = (head_dim + 7) / 8 * 8;
+  return static_cast<size_t>(SharedLayout<kQueries>::kQuery + kQueries * q_stride) * sizeof(float);
+}
+
 template <class T, int kQueries, int kColumns>
 int LaunchTiles(const AttentionArgs& args, Stream stream) {
-  const int64_t q_stride = (args.layout.head_dim + 7) / 8 * 8;
-  const size_t floats = static_cast<size_t>(SharedLayout<kQueries>::kQuery + kQueries * q_stride);
   const LaunchShape shape{
       dim3(static_cast<unsigned int>(args.num_tiles),
            static_cast<unsigned int>(args.layout.num_kv_heads),
            static_cast<unsigned int>(args.partials != nullptr ? args.max_cuts : 1)),
-      dim3(kThreads), floats * sizeof(float)};
+      dim3(kThreads), SharedBytes<kQueries>(args.layout.head_dim)};
   return Launch(AttentionKernel<T, kQueries, kColumns>, shape, stream, args);
 }
 
@@ -374,7 +379,22 @@ int LaunchColumns(const AttentionArgs& args, Stream stream) {
   return LaunchTiles<T, kQueries, 64>(args, stream);
 }
 
+template <class T>
+void AddNeeds(SharedNeeds* needs) {
+  constexpr const char* kName = "attention of 32 queries";
+  needs->push_back({kName, FunctionOf(AttentionKernel<T, 32, 16>), SharedBytes<32>(64)});
+  needs->push_back({kName, FunctionOf(AttentionKernel<T, 32, 32>), SharedBytes<32>(128)});
+  needs->push_back({kName, FunctionOf(AttentionKernel<T, 32, 64>), SharedBytes<32>(kMaxHeadDim)});
+}
+
 }  // namespace
+
+SharedNeeds AttentionNeeds() {
+  SharedNeeds needs;
+  AddNeeds<uint16_t>(&needs);
+  AddNeeds<float>(&needs);
+  return needs;
+}
 
 int LaunchAttention(const AttentionArgs& args, Stream stream) {
   int error = 0;

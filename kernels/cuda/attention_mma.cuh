@@ -306,8 +306,19 @@ int ForHeadDim(int64_t head_dim, Run run) {
   if (head_dim <= 64) return run.template operator()<64>();
   if (head_dim <= 80) return run.template operator()<80>();
   if (head_dim <= 96) return run.template operator()<96>();
-  if (head_dim <= 128) return run.template operator()<128>();
+  if (head_dim <= kNarrowHeadDim) return run.template operator()<kNarrowHeadDim>();
   return run.template operator()<256>();
+}
+
+// run<kDim>() for all of them, those wider than kNarrowHeadDim or the others.
+template <class Run>
+void ForHeadDims(bool wide, Run run) {
+  if (wide) return run.template operator()<256>();
+  run.template operator()<32>();
+  run.template operator()<64>();
+  run.template operator()<80>();
+  run.template operator()<96>();
+  run.template operator()<kNarrowHeadDim>();
 }
 
 }  // namespace verbatim::kernels::cuda::attention_mma

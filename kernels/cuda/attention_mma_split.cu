@@ -5,6 +5,7 @@
 // Warps meet twice: the greatest score of a block depends on the blocks before it, and their sums
 // are added up at the end. The arithmetic is that of a block that walks them.
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -186,7 +187,21 @@ int LaunchDim(const AttentionArgs& args, Stream stream) {
                                    : LaunchCut<kDim, kBlocksPerCut>(args, stream);
 }
 
+template <int kDim>
+void AddNeeds(SharedNeeds* needs) {
+  needs->push_back({"attention of few queries, short cuts", FunctionOf(SplitKernel<kDim, 1>),
+                    static_cast<size_t>(SplitMemory<kDim, 1>::kBytes)});
+  needs->push_back({"attention of few queries", FunctionOf(SplitKernel<kDim, kBlocksPerCut>),
+                    static_cast<size_t>(SplitMemory<kDim, kBlocksPerCut>::kBytes)});
+}
+
 }  // namespace
+
+SharedNeeds AttentionMmaSplitNeeds(bool wide_heads) {
+  SharedNeeds needs;
+  ForHeadDims(wide_heads, [&]<int kDim>() { AddNeeds<kDim>(&needs); });
+  return needs;
+}
 
 int LaunchAttentionMmaSplit(const AttentionArgs& args, Stream stream) {
   const int error =

@@ -129,7 +129,8 @@ TEST_F(AttentionMmaTest, SeveralCutsHaveTheSameBitsSplitAndWalked) {
 }
 
 TEST_F(AttentionMmaTest, ASmallWorkspaceMovesNoBit) {
-  auto small = CudaBackend::Create({.workspace_bytes = 1 << 10,
+  auto small = CudaBackend::Create({.weight_block_bytes = 0,
+                                    .workspace_bytes = 1 << 10,
                                     .table_bytes = 1 << 16,
                                     .staging_slot_bytes = 4096,
                                     .sampling_scratch_bytes = 1 << 20,

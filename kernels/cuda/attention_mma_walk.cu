@@ -5,6 +5,7 @@
 // end of a cut the total so far comes from shared memory, a thread's own part of it, and joins the
 // cut; registers would not hold both.
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -198,6 +199,15 @@ int LaunchDim(const AttentionArgs& args, Stream stream) {
 }
 
 }  // namespace
+
+SharedNeeds AttentionMmaWalkNeeds(bool wide_heads) {
+  SharedNeeds needs;
+  ForHeadDims(wide_heads, [&]<int kDim>() {
+    needs.push_back({"attention of many queries", FunctionOf(WalkKernel<kDim>),
+                     WalkMemory<kDim>::kTotals + WalkMemory<kDim>::kTotalsBytes});
+  });
+  return needs;
+}
 
 int LaunchAttentionMmaWalk(const AttentionArgs& args, Stream stream) {
   return ForHeadDim(args.layout.head_dim,

@@ -82,6 +82,7 @@ class BackendPairTest : public testing::Test {
     ASSERT_TRUE(cpu.ok()) << cpu.status();
     cpu_ = *std::move(cpu);
     auto cuda = CudaBackend::Create({.library_workspace_bytes = size_t{1} << 16,
+                                     .weight_block_bytes = 0,
                                      .workspace_bytes = size_t{4} << 20,
                                      .table_bytes = 1 << 16,
                                      .staging_slot_bytes = 4096,

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_kv_cache.h"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -23,7 +24,11 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
   if (!info.ok()) return info.status();
   absl::StatusOr<Stream> stream = runtime::CreateStream();
   if (!stream.ok()) return stream.status();
+  if (absl::Status allowed = AllowSharedMemory(*info, CommonNeeds()); !allowed.ok()) return allowed;
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, *std::move(info), *stream));
+  absl::Status wide = AllowSharedMemory(backend->info_, WideHeadNeeds());
+  backend->wide_heads_ = wide.ok();
+  if (!wide.ok() && !absl::IsFailedPrecondition(wide)) return wide;
   absl::StatusOr<std::unique_ptr<Uploader>> uploader =
       Uploader::Create(options.staging_slot_bytes, kStagingSlots, *stream);
   if (!uploader.ok()) return uploader.status();
@@ -93,6 +98,10 @@ std::string CudaBackend::Describe() const {
   } else if (options_.matrix_units) {
     absl::StrAppend(&text, ", throughput products by pinned kernels (", no_library_, ")");
   }
+  if (options_.matrix_units && !wide_heads_) {
+    absl::StrAppend(&text, ", attention of heads wider than ", kNarrowHeadDim,
+                    " in fp32 (shared memory of ", info_.max_shared_bytes, " bytes a block)");
+  }
   return text;
 }
 
@@ -153,9 +162,12 @@ absl::Status CudaBackend::TakeFault() {
   status = runtime::CopyToHost(fault_copy_->data(), fault(), sizeof(uint32_t), stream_);
   status.Update(runtime::Synchronize(stream_));
   if (!status.ok()) return pinned_form_->Explained(status);
-  const uint32_t bits = *static_cast<const uint32_t*>(fault_copy_->data());
+  return FaultStatus(*static_cast<const uint32_t*>(fault_copy_->data()));
+}
+
+absl::Status CudaBackend::FaultStatus(uint32_t bits) {
   if (bits == 0) return absl::OkStatus();
-  status = runtime::Fill(fault(), 0, sizeof(uint32_t), stream_);
+  absl::Status status = runtime::Fill(fault(), 0, sizeof(uint32_t), stream_);
   if (!status.ok()) return status;
   std::string what;
   if ((bits & kFaultToken) != 0) absl::StrAppend(&what, " Embedding: a token is out of range;");
@@ -176,7 +188,7 @@ absl::StatusOr<std::unique_ptr<WeightMatrix>> CudaBackend::LoadMatrix(
     absl::Span<const StoredMatrix> parts, const LoadMatrixOptions& options) {
   if (absl::Status status = Enter(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<CudaMatrix>> matrix =
-      CudaMatrix::Load(parts, options, options_.matrix_units, *uploader_);
+      CudaMatrix::Load(parts, options, options_.matrix_units, weights_, *uploader_);
   if (!matrix.ok()) return matrix.status();
   absl::Status checked = pinned_form_->Check((*matrix)->bf16(), options.shard_depth, *uploader_);
   if (!checked.ok()) return checked;

@@ -23,6 +23,7 @@
 #include "kernels/cuda/pinned_gemm_form.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/step_graphs.h"
+#include "kernels/cuda/weight_arena.h"
 
 namespace verbatim::kernels::cuda {
 
@@ -37,6 +38,8 @@ struct CudaBackendOptions {
   // it, with so much working memory of its own; without it they are PINNED's, and Describe says so.
   bool library_products = true;
   size_t library_workspace_bytes = size_t{32} << 20;
+  // Weights lie in blocks of so many bytes (weight_arena.h); 0: each array has its own.
+  size_t weight_block_bytes = size_t{128} << 20;
   // Partial results and activations rounded to bf16; an operation that needs more is refused.
   size_t workspace_bytes = size_t{256} << 20;
   // Page tables and rows of one batch.
@@ -55,7 +58,8 @@ struct CudaBackendOptions {
 class CudaBackend final : public Backend {
  public:
   // FAILED_PRECONDITION: no driver, a driver that is too old, no such device, an architecture that
-  // the kernels were not built for. RESOURCE_EXHAUSTED: too little device memory.
+  // the kernels were not built for or that has too little shared memory for one of them.
+  // RESOURCE_EXHAUSTED: too little device memory.
   static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
   ~CudaBackend() override;
 
@@ -113,6 +117,7 @@ class CudaBackend final : public Backend {
       : options_(options),
         info_(std::move(info)),
         stream_(stream),
+        weights_(options.weight_block_bytes),
         graphs_(options.max_graphs, stream) {}
 
   // Makes the device the calling thread's: a step's first calls (uploads, Embedding) and everything
@@ -134,6 +139,7 @@ class CudaBackend final : public Backend {
   absl::Status GroupedGemmOnMatrixUnits(const GroupedGemmParams& params, GroupedGemmArgs args,
                                         absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
+  bool OnMatrixUnits(const NumericMode& mode, const KvLayout& layout) const;
   // cuda_attention.cc. `UploadStepTables` leaves tables that KvWrite and Attention know.
   // Rows and cuts whose partials the workspace holds; positions of a cut, the contract's but for
   // some of THROUGHPUT's (ThroughputCutLength).
@@ -147,6 +153,8 @@ class CudaBackend final : public Backend {
                            absl::FunctionRef<absl::Status()> operations);
   // What the kernels' fault word says, as a status; the word is cleared.
   absl::Status TakeFault();
+  // The same for a word that was fetched and is not cleared yet.
+  absl::Status FaultStatus(uint32_t bits);
   uint32_t* fault() { return static_cast<uint32_t*>(fault_->data()); }
 
   const CudaBackendOptions options_;
@@ -155,6 +163,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Uploader> uploader_;
   std::unique_ptr<DeviceBuffer> fault_, workspace_, kv_tables_, attention_tables_;
   std::unique_ptr<PinnedBuffer> fault_copy_;
+  WeightArena weights_;
   std::unique_ptr<ExpertTables> expert_tables_;
   std::unique_ptr<CudaSampler> sampler_;
   std::unique_ptr<PinnedGemmForm> pinned_form_;
@@ -165,6 +174,9 @@ class CudaBackend final : public Backend {
   std::vector<KvRow> kv_rows_;
   AttentionTables tables_;
   std::vector<char> table_bytes_;
+  // Whether the device has the shared memory that heads wider than kNarrowHeadDim take on the
+  // matrix units.
+  bool wide_heads_ = false;
   // Recorded steps, valid while weights and tables of experts are where they were then.
   StepGraphs graphs_;
   std::pair<uint64_t, uint64_t> graphs_epoch_;

@@ -59,17 +59,17 @@ CudaMatrix::~CudaMatrix() { generation.fetch_add(1); }
 
 uint64_t CudaMatrix::Generation() { return generation.load(); }
 
-absl::StatusOr<std::byte*> CudaMatrix::Memory(size_t size_bytes) {
-  absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(size_bytes);
-  if (!buffer.ok()) return buffer.status();
+absl::StatusOr<std::byte*> CudaMatrix::Memory(size_t size_bytes, WeightArena& arena) {
+  absl::StatusOr<WeightArena::Piece> piece = arena.Allocate(size_bytes);
+  if (!piece.ok()) return piece.status();
   size_bytes_ += size_bytes;
-  memory_.push_back(*std::move(buffer));
-  return static_cast<std::byte*>(memory_.back()->data());
+  memory_.push_back(std::move(piece->block));
+  return piece->data;
 }
 
 absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> run,
                                                  int64_t first_row, std::byte* rows,
-                                                 Uploader& uploader) {
+                                                 WeightArena& arena, Uploader& uploader) {
   PackedPart part;
   part.format = run[0].dtype;
   part.first_row = first_row;
@@ -78,7 +78,8 @@ absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> 
   const size_t pitch_bytes = static_cast<size_t>(RowPitch(cols_)) * 2;
   if (part.format == DType::kBF16) {
     if (rows == nullptr) {
-      absl::StatusOr<std::byte*> memory = Memory(static_cast<size_t>(part.rows) * pitch_bytes);
+      absl::StatusOr<std::byte*> memory =
+          Memory(static_cast<size_t>(part.rows) * pitch_bytes, arena);
       if (!memory.ok()) return memory.status();
       rows = *memory;
     }
@@ -104,7 +105,7 @@ absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> 
   const size_t array_sizes[4] = {sizes.quants, sizes.high, sizes.scales, sizes.super};
   for (int i = 0; i < 4; ++i) {
     if (array_sizes[i] == 0) continue;
-    absl::StatusOr<std::byte*> memory = Memory(array_sizes[i]);
+    absl::StatusOr<std::byte*> memory = Memory(array_sizes[i], arena);
     if (!memory.ok()) return memory.status();
     arrays[i] = *memory;
   }
@@ -143,7 +144,8 @@ absl::StatusOr<PackedPart> CudaMatrix::UploadRun(absl::Span<const StoredMatrix> 
 
 absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(absl::Span<const StoredMatrix> parts,
                                                              const LoadMatrixOptions& options,
-                                                             bool with_bf16, Uploader& uploader) {
+                                                             bool with_bf16, WeightArena& arena,
+                                                             Uploader& uploader) {
   if (absl::Status status = CheckParts(parts); !status.ok()) return status;
   if (options.shard_depth < 0 || options.shard_depth > numerics::kShardDepth) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -155,7 +157,8 @@ absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(absl::Span<const St
   const int64_t pitch_bytes = RowPitch(parts[0].cols) * 2;
   std::byte* bf16 = nullptr;
   if (with_bf16 && options.for_gemm) {
-    absl::StatusOr<std::byte*> memory = matrix->Memory(static_cast<size_t>(rows * pitch_bytes));
+    absl::StatusOr<std::byte*> memory =
+        matrix->Memory(static_cast<size_t>(rows * pitch_bytes), arena);
     if (!memory.ok()) return memory.status();
     bf16 = *memory;
     matrix->bf16_ = {.format = DType::kBF16, .rows = rows, .cols = parts[0].cols, .quants = bf16};
@@ -164,9 +167,9 @@ absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(absl::Span<const St
   for (size_t begin = 0; begin < parts.size();) {
     size_t end = begin + 1;
     while (end < parts.size() && parts[end].dtype == parts[begin].dtype) ++end;
-    absl::StatusOr<PackedPart> part =
-        matrix->UploadRun(parts.subspan(begin, end - begin), first_row,
-                          bf16 == nullptr ? nullptr : bf16 + first_row * pitch_bytes, uploader);
+    absl::StatusOr<PackedPart> part = matrix->UploadRun(
+        parts.subspan(begin, end - begin), first_row,
+        bf16 == nullptr ? nullptr : bf16 + first_row * pitch_bytes, arena, uploader);
     if (!part.ok()) return part.status();
     matrix->parts_.push_back(*part);
     first_row += part->rows;

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/packed_part.h"
+#include "kernels/cuda/weight_arena.h"
 
 namespace verbatim::kernels::cuda {
 
@@ -17,10 +18,12 @@ namespace verbatim::kernels::cuda {
 // after the other. Parts that are stored as BF16 lie in that copy.
 class CudaMatrix final : public WeightMatrix {
  public:
-  // Uploads through `uploader`. INVALID_ARGUMENT names the part and field that is wrong.
+  // Uploads through `uploader` to memory of `arena`. INVALID_ARGUMENT names the part and field that
+  // is wrong.
   static absl::StatusOr<std::unique_ptr<CudaMatrix>> Load(absl::Span<const StoredMatrix> parts,
                                                           const LoadMatrixOptions& options,
-                                                          bool with_bf16, Uploader& uploader);
+                                                          bool with_bf16, WeightArena& arena,
+                                                          Uploader& uploader);
   ~CudaMatrix() override;
 
   // Changes whenever a matrix comes into being or goes: while it is the same, so is what a pointer
@@ -40,16 +43,16 @@ class CudaMatrix final : public WeightMatrix {
  private:
   CudaMatrix(int64_t rows, int64_t cols, const LoadMatrixOptions& options);
   // Device memory that goes with the matrix.
-  absl::StatusOr<std::byte*> Memory(size_t size_bytes);
+  absl::StatusOr<std::byte*> Memory(size_t size_bytes, WeightArena& arena);
   // Rows of one format. `rows`: where they go as bf16; null to leave that out.
   absl::StatusOr<PackedPart> UploadRun(absl::Span<const StoredMatrix> run, int64_t first_row,
-                                       std::byte* rows, Uploader& uploader);
+                                       std::byte* rows, WeightArena& arena, Uploader& uploader);
 
   const int64_t rows_, cols_;
   const LoadMatrixOptions options_;
   std::vector<PackedPart> parts_;
   PackedPart bf16_;
-  std::vector<std::unique_ptr<DeviceBuffer>> memory_;
+  std::vector<std::shared_ptr<DeviceBuffer>> memory_;  // blocks of the arena
   size_t size_bytes_ = 0;
 };
 

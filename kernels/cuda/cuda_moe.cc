@@ -62,6 +62,9 @@ absl::Status CudaBackend::MoePermute(const MoePermuteParams& params) {
                                                                .offsets = params.offsets,
                                                                .token_of = params.token_of,
                                                                .place_of = params.place_of,
+                                                               .totals = params.totals,
+                                                               .wanted = params.wanted,
+                                                               .limits = params.limits,
                                                                .fault = fault()},
                                                               stream_));
 }

@@ -235,10 +235,12 @@ absl::Status CudaBackend::TreeSum(const TreeSumParams& params) {
 
 absl::Status CudaBackend::Sample(const SamplingParams& params) {
   if (absl::Status status = Enter(); !status.ok()) return status;
-  if (absl::Status status = sampler_->Sample(params); !status.ok()) {
+  if (params.rows.empty()) return TakeFault();
+  uint32_t faults = 0;
+  if (absl::Status status = sampler_->Sample(params, fault(), &faults); !status.ok()) {
     return pinned_form_->Explained(status);
   }
-  return TakeFault();
+  return FaultStatus(faults);
 }
 
 }  // namespace verbatim::kernels::cuda

@@ -135,7 +135,9 @@ absl::StatusOr<std::unique_ptr<CudaSampler>> CudaSampler::Create(size_t scratch_
   return sampler;
 }
 
-absl::Status CudaSampler::Sample(const SamplingParams& params) {
+absl::Status CudaSampler::Sample(const SamplingParams& params, const uint32_t* fault,
+                                 uint32_t* faults) {
+  *faults = 0;
   const int64_t rows = static_cast<int64_t>(params.rows.size());
   if (params.results.size() != params.rows.size()) {
     return absl::InvalidArgumentError(
@@ -172,13 +174,15 @@ absl::Status CudaSampler::Sample(const SamplingParams& params) {
           absl::StrCat("Sample: rows[", first, "] with ", params.vocab,
                        " logits does not fit the memory reserved for sampling"));
     }
-    if (absl::Status status = SampleSlice(params, first, count); !status.ok()) return status;
+    if (absl::Status status = SampleSlice(params, first, count, fault, faults); !status.ok())
+      return status;
     first += count;
   }
   return absl::OkStatus();
 }
 
-absl::Status CudaSampler::SampleSlice(const SamplingParams& params, int64_t first, int64_t count) {
+absl::Status CudaSampler::SampleSlice(const SamplingParams& params, int64_t first, int64_t count,
+                                      const uint32_t* fault, uint32_t* faults) {
   std::vector<SampleRequest> requests;
   std::vector<TokenBias> biases;
   std::vector<TokenUse> uses;
@@ -224,6 +228,7 @@ absl::Status CudaSampler::SampleSlice(const SamplingParams& params, int64_t firs
   Layout answers;
   const size_t replies_at = answers.Take(static_cast<size_t>(count) * sizeof(SampleReply));
   const size_t top_at = answers.Take(static_cast<size_t>(top) * sizeof(TopToken));
+  const size_t fault_at = answers.Take(sizeof(uint32_t));
   char* const device_replies = static_cast<char*>(device_replies_->data());
   status = runtime::LaunchStatus(
       "Sample",
@@ -237,7 +242,9 @@ absl::Status CudaSampler::SampleSlice(const SamplingParams& params, int64_t firs
                     .banned = reinterpret_cast<const int32_t*>(device_banned),
                     .scratch = static_cast<float*>(scratch_->data()),
                     .replies = reinterpret_cast<SampleReply*>(device_replies + replies_at),
-                    .top = reinterpret_cast<TopToken*>(device_replies + top_at)},
+                    .top = reinterpret_cast<TopToken*>(device_replies + top_at),
+                    .fault = fault,
+                    .fault_reply = reinterpret_cast<uint32_t*>(device_replies + fault_at)},
                    stream_));
   if (!status.ok()) return status;
   status = runtime::CopyToHost(replies_->data(), device_replies, answers.used(), stream_);
@@ -246,6 +253,9 @@ absl::Status CudaSampler::SampleSlice(const SamplingParams& params, int64_t firs
   const char* const host = static_cast<const char*>(replies_->data());
   const auto* replies = reinterpret_cast<const SampleReply*>(host + replies_at);
   const auto* tokens = reinterpret_cast<const TopToken*>(host + top_at);
+  uint32_t fault_bits;
+  std::memcpy(&fault_bits, host + fault_at, sizeof(fault_bits));
+  *faults |= fault_bits;
   for (int64_t i = 0; i < count; ++i) {
     FillResult(replies[i], tokens + requests[i].top_begin, params.rows[first + i], params.vocab,
                &params.results[first + i]);

@@ -20,13 +20,15 @@ class CudaSampler {
   static absl::StatusOr<std::unique_ptr<CudaSampler>> Create(size_t scratch_bytes,
                                                              size_t argument_bytes, Stream stream);
 
-  // As Backend::Sample; waits for the stream. RESOURCE_EXHAUSTED for a row that asks for more than
-  // the memory holds.
-  absl::Status Sample(const SamplingParams& params);
+  // As Backend::Sample for one row or more; waits for the stream. RESOURCE_EXHAUSTED for a row that
+  // asks for more than the memory holds. `*faults`: what the word `fault`, in the device's memory,
+  // was when the rows were sampled; it comes with the answers.
+  absl::Status Sample(const SamplingParams& params, const uint32_t* fault, uint32_t* faults);
 
  private:
   explicit CudaSampler(Stream stream) : stream_(stream) {}
-  absl::Status SampleSlice(const SamplingParams& params, int64_t first, int64_t count);
+  absl::Status SampleSlice(const SamplingParams& params, int64_t first, int64_t count,
+                           const uint32_t* fault, uint32_t* faults);
 
   const Stream stream_;
   std::unique_ptr<DeviceBuffer> scratch_, device_arguments_, device_replies_;

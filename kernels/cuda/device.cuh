@@ -161,6 +161,12 @@ __device__ __forceinline__ void MmaBf16(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// A kernel as the runtime knows it.
+template <class... P>
+const void* FunctionOf(void (*kernel)(P...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
 struct LaunchShape {
   dim3 grid;
   dim3 block;
@@ -168,16 +174,10 @@ struct LaunchShape {
   unsigned int cluster = 1;  // blocks along x that form one; more than 1 on Hopper
 };
 
-// Puts the kernel on the stream. 0, or a cudaError_t of the launch itself.
+// Puts the kernel on the stream. 0, or a cudaError_t of the launch itself: more shared memory than
+// AllowSharedMemory (shared_memory.h) asked for is one.
 template <class... P, class... A>
 int Launch(void (*kernel)(P...), const LaunchShape& shape, Stream stream, A&&... arguments) {
-  constexpr size_t kWithoutAsking = 48 << 10;
-  if (shape.shared_bytes > kWithoutAsking) {
-    const cudaError_t raised = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(shape.shared_bytes));
-    if (raised != cudaSuccess) return static_cast<int>(raised);
-  }
   if (shape.cluster > 1) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;

@@ -5,6 +5,7 @@
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_pinned.cuh"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -113,7 +114,22 @@ int LaunchMany(const GemmPinnedArgs& args, const Epilogue& epilogue, int shards,
   return LaunchJoinShards(args, shards, stream);
 }
 
+template <int kTiles>
+SharedNeed FewNeed() {
+  return {"pinned product of few tokens", FunctionOf(FewTokensKernel<kTiles>),
+          FewTokensBytes<kTiles>(kMaxShards)};
+}
+template <int kTiles>
+SharedNeed ManyNeed() {
+  return {"pinned product of many tokens", FunctionOf(ManyTokensKernel<kTiles>),
+          ManyTokensBytes<kTiles>()};
+}
+
 }  // namespace
+
+SharedNeeds GemmPinnedNeeds() {
+  return {FewNeed<1>(), FewNeed<2>(), FewNeed<4>(), ManyNeed<4>(), ManyNeed<8>()};
+}
 
 int LaunchJoinShards(const GemmPinnedArgs& args, int shards, Stream stream) {
   const Epilogue epilogue{args.y, args.y_stride, args.bias, args.residual, args.round};

@@ -244,6 +244,7 @@ TEST_F(GemmPinnedTest, NeighboursDoNotMeet) {
 
 TEST_F(GemmPinnedTest, RefusedWithoutMatrixUnits) {
   auto portable = CudaBackend::Create({.matrix_units = false,
+                                       .weight_block_bytes = 0,
                                        .workspace_bytes = 4096,
                                        .table_bytes = 4096,
                                        .staging_slot_bytes = 4096,
@@ -306,7 +307,8 @@ TEST_F(GemmPinnedTest, TokensInSlicesOfASmallWorkspace) {
   const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, 40, cols, 92);
   const std::vector<float> x = RandomFloats(tokens * cols, 93);
   const std::vector<float> whole = Run(w.stored, x, tokens);
-  auto small = CudaBackend::Create({.workspace_bytes = 128 * 640 * 2,
+  auto small = CudaBackend::Create({.weight_block_bytes = 0,
+                                    .workspace_bytes = 128 * 640 * 2,
                                     .table_bytes = 4096,
                                     .staging_slot_bytes = 4096,
                                     .sampling_scratch_bytes = 4096,

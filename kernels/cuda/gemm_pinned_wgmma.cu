@@ -1,6 +1,7 @@
 // PINNED matrix products by warpgroups: the tiles of gemm_pinned_wgmma.cuh over a whole matrix.
 #include "kernels/cuda/gemm_pinned_wgmma.cuh"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -118,7 +119,17 @@ int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
   return LaunchJoinShards(args, shards, stream);
 }
 
+template <int kColumns, int kCluster>
+SharedNeed TilesNeed() {
+  return {"pinned product by wgmma", FunctionOf(WgmmaKernel<kColumns, kCluster>),
+          Layout<kColumns>::kBytes};
+}
+
 }  // namespace
+
+SharedNeeds GemmPinnedWgmmaNeeds() {
+  return {TilesNeed<128, 1>(), TilesNeed<192, 1>(), TilesNeed<128, 2>(), TilesNeed<192, 2>()};
+}
 
 bool WgmmaCanCompute(const PackedPart& part, int64_t tokens) {
   // Groups of 32 columns, which the other form's instructions end with, must be whole stages; and

@@ -8,6 +8,7 @@
 #include "kernels/cpu/gemm_test_matrices.h"
 #include "kernels/cuda/backend_pair_test.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/shared_memory.h"
 #include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cuda {
@@ -56,6 +57,8 @@ class GemmPinnedWgmmaTest : public BackendPairTest {
     if (cuda_->Describe().find("(as asked)") != std::string::npos) {
       GTEST_SKIP() << "VERBATIM_PINNED_GEMM forbids it";
     }
+    const absl::Status allowed = AllowSharedMemory(*info, GemmPinnedWgmmaNeeds());
+    ASSERT_TRUE(allowed.ok()) << allowed;
     Run([&](Stream stream) { return LaunchWgmmaProbe(answer, stream); });
     ASSERT_EQ(arrays.Get(answer, 1)[0], 1u) << "this program has no code for sm_90a";
   }

@@ -2,6 +2,7 @@
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_portable.cuh"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -60,7 +61,24 @@ int LaunchFewTokens(const GemmArgs& args, const Epilogue& epilogue, Stream strea
                 args.x_stride, epilogue, depth);
 }
 
+template <DType kFormat, int kTokens>
+SharedNeed FewTokensNeed() {
+  return {"portable product of few tokens", FunctionOf(FewTokensKernel<kFormat, kTokens>),
+          kWarps<kFormat> * static_cast<size_t>(kOwnBytes<kFormat, kTokens>)};
+}
+
 }  // namespace
+
+SharedNeeds GemmPortableNeeds() {
+  SharedNeeds needs;
+  for (int format = 0; format <= static_cast<int>(DType::kQ6_K); ++format) {
+    ForFormat(static_cast<DType>(format), [&]<DType kFormat>() {
+      needs.insert(needs.end(), {FewTokensNeed<kFormat, 1>(), FewTokensNeed<kFormat, 2>(),
+                                 FewTokensNeed<kFormat, 4>(), FewTokensNeed<kFormat, 8>()});
+    });
+  }
+  return needs;
+}
 
 int LaunchGemmPortable(const GemmArgs& args, Stream stream) {
   const Epilogue epilogue{args.y, args.y_stride, args.bias, args.residual, args.round};

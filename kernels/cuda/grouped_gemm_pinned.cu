@@ -5,6 +5,7 @@
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_pinned.cuh"
 #include "kernels/cuda/grouped_places.cuh"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -126,7 +127,22 @@ int LaunchManyPlaces(const GroupedGemmArgs& args, int shards, Stream stream) {
       stream, args, shards);
 }
 
+template <int kMostTiles>
+SharedNeed FewNeed() {
+  return {"pinned grouped product of few tokens", FunctionOf(FewPlacesKernel<kMostTiles>),
+          FewTokensBytes<kMostTiles>(kMaxShards)};
+}
+template <int kTiles>
+SharedNeed ManyNeed() {
+  return {"pinned grouped product of many tokens", FunctionOf(ManyPlacesKernel<kTiles>),
+          ManyTokensBytes<kTiles>()};
+}
+
 }  // namespace
+
+SharedNeeds GroupedGemmPinnedNeeds() {
+  return {FewNeed<1>(), FewNeed<2>(), FewNeed<4>(), ManyNeed<4>(), ManyNeed<8>()};
+}
 
 int LaunchRoundRows(const RoundRowsArgs& args, Stream stream) {
   return Launch(RoundRowsKernel,

@@ -3,6 +3,7 @@
 #include "kernels/cuda/gemm_epilogue.cuh"
 #include "kernels/cuda/gemm_portable.cuh"
 #include "kernels/cuda/grouped_places.cuh"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -74,7 +75,23 @@ int LaunchFewPlaces(const GroupedGemmArgs& args, Stream stream) {
                 stream, args, depth);
 }
 
+template <DType kFormat, int kTokens>
+SharedNeed FewPlacesNeed() {
+  return {"portable grouped product of few tokens", FunctionOf(FewPlacesKernel<kFormat, kTokens>),
+          kWarps<kFormat> * static_cast<size_t>(kOwnBytes<kFormat, kTokens>)};
+}
+
 }  // namespace
+
+SharedNeeds GroupedGemmPortableNeeds() {
+  SharedNeeds needs;
+  for (int format = 0; format <= static_cast<int>(DType::kQ6_K); ++format) {
+    ForFormat(static_cast<DType>(format), [&]<DType kFormat>() {
+      needs.insert(needs.end(), {FewPlacesNeed<kFormat, 1>(), FewPlacesNeed<kFormat, 4>()});
+    });
+  }
+  return needs;
+}
 
 int LaunchGroupedGemmPortable(const GroupedGemmArgs& args, Stream stream) {
   const int64_t count = args.places.end - args.places.begin;

@@ -13,7 +13,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr CudaBackendOptions kSmall{.workspace_bytes = 1 << 16,
+constexpr CudaBackendOptions kSmall{.weight_block_bytes = 0,
+                                    .workspace_bytes = 1 << 16,
                                     .table_bytes = 4096,
                                     .expert_table_bytes = 1 << 16,
                                     .staging_slot_bytes = 4096,

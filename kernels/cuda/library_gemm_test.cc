@@ -267,6 +267,7 @@ TEST_F(LibraryGemmTest, PaddingChoosesNothingElse) {
 TEST_F(LibraryGemmTest, SlicesOfASmallWorkspace) {
   const int64_t cols = 128, rows = 33, slice = 20;
   auto small = CudaBackend::Create({.library_workspace_bytes = size_t{4} << 20,
+                                    .weight_block_bytes = 0,
                                     .workspace_bytes = (slice + 3) * cols * 2,
                                     .table_bytes = 4096,
                                     .staging_slot_bytes = 4096,
@@ -300,6 +301,7 @@ TEST_F(LibraryGemmTest, SlicesOfASmallWorkspace) {
 
 TEST_F(LibraryGemmTest, NotAskedForIsPinnedsProduct) {
   auto without = CudaBackend::Create({.library_products = false,
+                                      .weight_block_bytes = 0,
                                       .workspace_bytes = 1 << 20,
                                       .table_bytes = 4096,
                                       .staging_slot_bytes = 4096,

@@ -18,11 +18,26 @@ __device__ __forceinline__ int32_t WarpSum(int32_t value) {
   return value;
 }
 
-// grid (experts + 1); each warp has a stretch of the slots. Shared memory [2][kWarps].
+// Adds what this block alone found to the totals: slots of its expert, or lost ones and those whose
+// expert is not the wanted one. By one thread.
+__device__ __forceinline__ void AddToTotals(const MoePermuteArgs& args, int32_t expert, bool lost,
+                                            const int32_t* of_expert, const int32_t* rerouted) {
+  int64_t sum = 0, other = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    sum += of_expert[w];
+    other += rerouted[w];
+  }
+  args.totals[expert] += sum;
+  if (lost) args.totals[expert + 1] += other;
+}
+
+// grid (experts + 1); each warp has a stretch of the slots. Shared memory [4][kWarps].
 __global__ void PermuteKernel(MoePermuteArgs args) {
   VERBATIM_SHARED_MEMORY(bytes);
   int32_t* below = reinterpret_cast<int32_t*>(bytes);  // slots of lower experts, by warp
   int32_t* equal = below + kWarps;                     // slots of this expert
+  int32_t* counted = equal + kWarps;                   // those in rows that count
+  int32_t* rerouted = counted + kWarps;                // slots of any expert that is not the wanted
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int32_t expert = static_cast<int32_t>(blockIdx.x);
   const bool lost = expert == args.num_experts;
@@ -31,23 +46,34 @@ __global__ void PermuteKernel(MoePermuteArgs args) {
   const int64_t begin = warp * stretch;
   const int64_t end = begin + stretch < slots ? begin + stretch : slots;
 
-  int32_t own_below = 0, own_equal = 0;
+  const int64_t counted_slots = args.limits != nullptr ? args.limits->tokens * args.top_k : slots;
+
+  int32_t own_below = 0, own_equal = 0, own_counted = 0, own_rerouted = 0;
   for (int64_t slot = begin + lane; slot < end; slot += 32) {
     const int32_t e = ExpertOfSlot(args, slot);
     own_below += e < expert ? 1 : 0;
     own_equal += e == expert ? 1 : 0;
+    own_counted += e == expert && slot < counted_slots ? 1 : 0;
+    if (lost && e != expert && args.wanted != nullptr && args.wanted[slot] != e) ++own_rerouted;
     if (lost && e == expert && args.experts[slot] != -1) AtomicOr(args.fault, kFaultExpert);
   }
   own_below = WarpSum(own_below);
   own_equal = WarpSum(own_equal);
+  own_counted = WarpSum(own_counted);
+  own_rerouted = WarpSum(own_rerouted);
   if (lane == 0) {
     below[warp] = own_below;
     equal[warp] = own_equal;
+    counted[warp] = own_counted;
+    rerouted[warp] = own_rerouted;
   }
   SyncThreads();
   int32_t place = 0;
   for (int w = 0; w < kWarps; ++w) place += below[w];
   if (threadIdx.x == 0) args.offsets[expert] = place;
+  if (threadIdx.x == 0 && args.totals != nullptr) {
+    AddToTotals(args, expert, lost, counted, rerouted);
+  }
   for (int w = 0; w < warp; ++w) place += equal[w];
 
   for (int64_t first = begin; first < end; first += 32) {
@@ -68,7 +94,7 @@ __global__ void PermuteKernel(MoePermuteArgs args) {
 int LaunchMoePermute(const MoePermuteArgs& args, Stream stream) {
   return Launch(PermuteKernel,
                 {dim3(static_cast<unsigned int>(args.num_experts + 1)), dim3(kWarps * 32),
-                 2 * kWarps * sizeof(int32_t)},
+                 4 * kWarps * sizeof(int32_t)},
                 stream, args);
 }
 

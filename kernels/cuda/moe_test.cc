@@ -75,16 +75,35 @@ class MoeTest : public BackendPairTest {
     int32_t* offsets = arrays.Put(std::vector<int32_t>(num_experts + 1, -7));
     int32_t* token_of = arrays.Put(std::vector<int32_t>(experts.size(), -7));
     int32_t* place_of = arrays.Put(std::vector<int32_t>(experts.size(), -7));
-    const absl::Status status =
-        backend.MoePermute({.experts = arrays.Put(experts),
-                            .tokens = static_cast<int64_t>(experts.size()) / top_k,
-                            .num_experts = num_experts,
-                            .top_k = top_k,
-                            .offsets = offsets,
-                            .token_of = token_of,
-                            .place_of = place_of});
+    const int32_t tokens = static_cast<int32_t>(static_cast<int64_t>(experts.size()) / top_k);
+    // Every third slot wanted another expert; counters have counted before.
+    std::vector<int32_t> wanted = experts;
+    for (size_t i = 0; i < wanted.size(); i += 3) wanted[i] = (wanted[i] + 1) % 3;
+    int64_t* totals = arrays.Put(std::vector<int64_t>(num_experts + 2, int64_t{1} << 32));
+    MoePermuteParams params = {.experts = arrays.Put(experts),
+                               .tokens = tokens,
+                               .num_experts = num_experts,
+                               .top_k = top_k,
+                               .offsets = offsets,
+                               .token_of = token_of,
+                               .place_of = place_of,
+                               .totals = totals};
+    absl::Status status = backend.MoePermute(params);
+    // Again, with rows behind the first half that do not count; and once more, counting nothing.
+    params.wanted = arrays.Put(wanted);
+    params.limits = arrays.Put(std::vector<MoeStepLimits>{{.tokens = (tokens + 1) / 2}});
+    std::vector<int32_t> padded = experts;
+    std::fill(padded.begin() + (tokens + 1) / 2 * top_k, padded.end(), -1);
+    params.experts = arrays.Put(padded);
+    status.Update(backend.MoePermute(params));
+    params.experts = arrays.Put(experts);
+    params.totals = nullptr;
+    status.Update(backend.MoePermute(params));
     EXPECT_TRUE(status.ok()) << status;
     std::vector<float> all;
+    for (int64_t v : arrays.Get(totals, num_experts + 2)) {
+      all.push_back(static_cast<float>(v - (int64_t{1} << 32)));
+    }
     for (int32_t v : arrays.Get(offsets, num_experts + 1)) all.push_back(static_cast<float>(v));
     for (int32_t v : arrays.Get(token_of, experts.size())) all.push_back(static_cast<float>(v));
     for (int32_t v : arrays.Get(place_of, experts.size())) all.push_back(static_cast<float>(v));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/shared_memory.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -91,6 +92,11 @@ absl::StatusOr<std::unique_ptr<PinnedGemmForm>> PinnedGemmForm::Create(
   const char* variable = std::getenv("VERBATIM_PINNED_GEMM");
   if (!wgmma || (variable != nullptr && std::strcmp(variable, "mma") == 0)) {
     form->why_not_ = "as asked";
+    return form;
+  }
+  if (absl::Status allowed = AllowSharedMemory(device, GemmPinnedWgmmaNeeds()); !allowed.ok()) {
+    if (!absl::IsFailedPrecondition(allowed)) return allowed;
+    form->why_not_ = std::string(allowed.message());
     return form;
   }
   absl::StatusOr<std::unique_ptr<PinnedBuffer>> stuck = PinnedBuffer::Create(sizeof(uint32_t));

@@ -75,6 +75,11 @@ absl::Status LaunchGraph(Graph* graph, Stream stream);
 // Not while the graph may be running.
 void DestroyGraph(Graph* graph);
 
+// Shared memory that a block may have without asking.
+inline constexpr size_t kSharedBytesUnasked = size_t{48} << 10;
+// Lets launches of a kernel on the calling thread's device have so many bytes a block.
+absl::Status AllowSharedBytes(const void* kernel, size_t size_bytes);
+
 // The status of a launcher's result; INTERNAL names `operation` and the error. An error of the
 // device itself is sticky: everything after it fails too, and the process must end.
 absl::Status LaunchStatus(const char* operation, int error);

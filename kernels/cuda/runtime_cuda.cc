@@ -255,6 +255,12 @@ void DestroyGraph(Graph* graph) {
   delete graph;
 }
 
+absl::Status AllowSharedBytes(const void* kernel, size_t size_bytes) {
+  return StatusOf("cudaFuncSetAttribute",
+                  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(size_bytes)));
+}
+
 absl::Status LaunchStatus(const char* operation, int error) {
   return StatusOf(operation, static_cast<cudaError_t>(error));
 }

@@ -387,6 +387,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs args) {
     ReportLogprobs(shared, args, request, raw, scan, &reply);
   }
   if (threadIdx.x == 0) args.replies[row] = reply;
+  if (threadIdx.x == 0 && row == 0) *args.fault_reply = *args.fault;
 }
 
 }  // namespace

@@ -61,6 +61,9 @@ struct SampleArgs {
   float* scratch;  // [rows, vocab]
   SampleReply* replies;
   TopToken* top;  // of each row from top_begin on, in no order
+  // What kernels before it have to report, fetched with the replies.
+  const uint32_t* fault;
+  uint32_t* fault_reply;
 };
 
 // One block a row; 0 or the error code of the launch.

@@ -35,7 +35,9 @@ set(VERBATIM_CUDA_HOST_SOURCES
   device_memory.cc
   expert_tables.cc
   pinned_gemm_form.cc
+  shared_memory.cc
   step_graphs.cc
+  weight_arena.cc
   weight_packing.cc)
 # Run on the emulator in every build and on a GPU by scripts/gpu-suite.
 set(VERBATIM_CUDA_TESTS

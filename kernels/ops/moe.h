@@ -72,6 +72,11 @@ struct MoePermuteParams {
   int32_t* offsets = nullptr;   // [num_experts + 1]
   int32_t* token_of = nullptr;  // [tokens · top_k]: by place; 0 from offsets[num_experts] on
   int32_t* place_of = nullptr;  // [tokens, top_k]: by slot; −1: lost
+  // Counters that the call adds its slots to, or null: those of each expert, then lost ones, then
+  // those whose expert is not the wanted one. Rows behind limits->tokens count in none.
+  int64_t* totals = nullptr;        // [num_experts + 2]
+  const int32_t* wanted = nullptr;  // [tokens, top_k] from MoeRoute, or null: the same as experts
+  const MoeStepLimits* limits = nullptr;  // or null: all rows count. Device memory.
 };
 
 // For every expert e and its places p: y[p, n] = sum over k of x[row(p), k] · W_e[n, k], row(p) =

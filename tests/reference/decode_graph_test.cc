@@ -13,6 +13,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "model/checkpoint.h"
 #include "model/transformer.h"
+#include "simt/faults.h"
 
 namespace verbatim::testing {
 namespace {
@@ -20,6 +21,7 @@ namespace {
 using kernels::NumericMode;
 using kernels::Policy;
 using kernels::cuda::CudaBackend;
+namespace simt_faults = kernels::cuda::simt_faults;
 
 constexpr int32_t kPageTokens = 32;
 constexpr int32_t kNumPages = 48;
@@ -46,7 +48,8 @@ class Server {
     if (kind == Kind::kCpu) {
       backend_ = *kernels::cpu::CpuBackend::Create({});
     } else {
-      auto backend = CudaBackend::Create({.workspace_bytes = size_t{8} << 20,
+      auto backend = CudaBackend::Create({.weight_block_bytes = 0,
+                                          .workspace_bytes = size_t{8} << 20,
                                           .table_bytes = 1 << 16,
                                           .staging_slot_bytes = 1 << 16,
                                           .sampling_scratch_bytes = 1 << 16,
@@ -154,7 +157,11 @@ class Server {
       rows.push_back(static_cast<int32_t>(rows.size()));
       ++sequence.length;
     }
+    const simt_faults::Transfers before = simt_faults::TransfersSoFar();
     Must(transformer_->Forward(batch, mode_, *cache_));
+    // Nobody has asked for anything yet: nothing is fetched, and nothing waited for.
+    EXPECT_EQ(simt_faults::TransfersSoFar().to_host, before.to_host);
+    EXPECT_EQ(simt_faults::TransfersSoFar().waits, before.waits);
     const auto logits = transformer_->ComputeLogits(rows, mode_);
     EXPECT_TRUE(logits.ok()) << logits.status();
     const size_t vocab = static_cast<size_t>(checkpoint_->config().vocab_size);

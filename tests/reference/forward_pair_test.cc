@@ -24,7 +24,8 @@ constexpr int64_t kSequences = 3;
 
 std::unique_ptr<ForwardRunner> OnCuda(const std::string& path,
                                       kernels::DType cache = kernels::DType::kF32) {
-  auto backend = kernels::cuda::CudaBackend::Create({.workspace_bytes = size_t{16} << 20,
+  auto backend = kernels::cuda::CudaBackend::Create({.weight_block_bytes = 0,
+                                                     .workspace_bytes = size_t{16} << 20,
                                                      .table_bytes = 1 << 16,
                                                      .staging_slot_bytes = 1 << 16,
                                                      .sampling_scratch_bytes = 1 << 16,

@@ -16,6 +16,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr CudaBackendOptions kSmall{.library_workspace_bytes = 1 << 16,
+                                    .weight_block_bytes = 0,
                                     .workspace_bytes = 1 << 20,
                                     .table_bytes = 4096,
                                     .staging_slot_bytes = 1000,
@@ -27,6 +28,8 @@ class CudaBackendFaultsTest : public testing::Test {
   void TearDown() override {
     simt_faults::Heal();
     simt_faults::SetDeviceCount(1);
+    simt_faults::SetComputeCapability(0);
+    simt_faults::SetMaxSharedBytes(size_t{227} << 10);
     simt_faults::SetLibraryPresent(true);
     simt_faults::SetLibraryUnknownTokens(0);
   }
@@ -73,6 +76,99 @@ TEST_F(CudaBackendFaultsTest, TooLittleMemoryNamesTheSize) {
                   {.num_layers = 1, .num_kv_heads = 1024, .head_dim = 128, .num_pages = 1 << 20})
               .status()),
       HasSubstr("KV cache of 1048576 pages"));
+}
+
+// Compute capability 8.6 and 8.9: everything but wide heads on the matrix units.
+TEST_F(CudaBackendFaultsTest, DevicesWithLessSharedMemoryServeWideHeadsInFp32) {
+  const KvCacheConfig wide{.num_layers = 1,
+                           .num_kv_heads = 1,
+                           .head_dim = 256,
+                           .page_tokens = 16,
+                           .num_pages = 20,
+                           .dtype = DType::kBF16};
+  const std::vector<float> values = cpu::RandomValues(600 * 256, 8);
+  std::vector<int32_t> pages(20);
+  for (size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<int32_t>(i);
+  const auto attend = [&](Policy policy) {
+    auto backend = CudaBackend::Create(kSmall);
+    EXPECT_TRUE(backend.ok()) << backend.status();
+    auto cache = (*backend)->CreateKvCache(wide);
+    EXPECT_TRUE(cache.ok()) << cache.status();
+    const SequenceSpan span{0, 300, 0, pages.data(), 20};
+    std::vector<float> y(300 * 256);
+    absl::Status status = (*backend)->KvWrite({.cache = cache->get(),
+                                               .k = values.data(),
+                                               .v = values.data() + 300 * 256,
+                                               .row_stride = 256,
+                                               .spans = {&span, 1}});
+    status.Update((*backend)->Attention({.mode = {policy},
+                                         .cache = cache->get(),
+                                         .q = values.data(),
+                                         .q_stride = 256,
+                                         .y = y.data(),
+                                         .y_stride = 256,
+                                         .num_heads = 1,
+                                         .scale = 0.1f,
+                                         .spans = {&span, 1}}));
+    EXPECT_TRUE(status.ok()) << status;
+    return y;
+  };
+  const std::vector<float> portable = attend(Policy::kPortable);
+  EXPECT_NE(attend(Policy::kPinned), portable);
+  simt_faults::SetMaxSharedBytes(size_t{99} << 10);
+  EXPECT_EQ(attend(Policy::kPinned), portable);
+  EXPECT_EQ(attend(Policy::kPortable), portable);
+  EXPECT_THAT((*CudaBackend::Create(kSmall))->Describe(),
+              HasSubstr("attention of heads wider than 128 in fp32"));
+  // Such a device has no wgmma; one that says so gets no kernel for it.
+  simt_faults::SetComputeCapability(9);
+  EXPECT_THAT((*CudaBackend::Create(kSmall))->Describe(),
+              HasSubstr("mma.sync alone (cuda: the kernel pinned product by wgmma needs "));
+}
+
+TEST_F(CudaBackendFaultsTest, TooLittleSharedMemoryIsRefusedAtTheStart) {
+  simt_faults::SetMaxSharedBytes(size_t{64} << 10);
+  const auto backend = CudaBackend::Create(kSmall);
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(backend.status()),
+              HasSubstr("the kernel attention of 32 queries needs 66304 bytes of shared memory a "
+                        "block; emulator, compute capability 0.0, has 65536"));
+}
+
+// Fetching tokens is one copy and one wait, which bring what kernels have to report too.
+TEST_F(CudaBackendFaultsTest, SamplingFetchesFaultsWithItsAnswers) {
+  auto created = CudaBackend::Create(kSmall);
+  ASSERT_TRUE(created.ok());
+  Backend& backend = **created;
+  const cpu::TestMatrix table = cpu::RandomMatrix(DType::kF32, 10, 64, 1);
+  auto matrix = backend.LoadMatrix({&table.stored, 1}, {.for_gemm = false, .for_embedding = true});
+  ASSERT_TRUE(matrix.ok());
+  std::vector<float> logits = cpu::RandomValues(2 * 64, 3);
+  std::vector<float> y(64);
+  SamplingRow rows[2];
+  SampledRow results[2];
+  const auto sample = [&] {
+    return backend.Sample({.logits = logits.data(),
+                           .stride = 64,
+                           .vocab = 64,
+                           .rows = rows,
+                           .results = absl::MakeSpan(results)});
+  };
+  ASSERT_TRUE(sample().ok());
+  const simt_faults::Transfers before = simt_faults::TransfersSoFar();
+  ASSERT_TRUE(sample().ok());
+  const simt_faults::Transfers after = simt_faults::TransfersSoFar();
+  EXPECT_EQ(after.to_host - before.to_host, 1);
+  EXPECT_EQ(after.to_device - before.to_device, 1);
+  EXPECT_EQ(after.waits - before.waits, 1);
+  const int32_t bad = 10;
+  ASSERT_TRUE(
+      backend.Embedding({.table = matrix->get(), .tokens = &bad, .num_tokens = 1, .y = y.data()})
+          .ok());
+  const absl::Status status = sample();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(status), HasSubstr("Embedding: a token is out of range"));
+  EXPECT_TRUE(sample().ok());
 }
 
 TEST_F(CudaBackendFaultsTest, UploadsLargerThanASlotArriveWhole) {

@@ -47,6 +47,7 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCudaDevice(int index, const Backend
                                     .matrix_units = options.matrix_units,
                                     .wgmma = options.wgmma,
                                     .library_workspace_bytes = size_t{1} << 16,
+                                    .weight_block_bytes = size_t{1} << 20,
                                     .workspace_bytes = size_t{4} << 20,
                                     .table_bytes = size_t{1} << 20,
                                     .expert_table_bytes = size_t{1} << 16,

@@ -19,7 +19,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr CudaBackendOptions kSmall{.workspace_bytes = 1 << 20,
+constexpr CudaBackendOptions kSmall{.weight_block_bytes = 0,
+                                    .workspace_bytes = 1 << 20,
                                     .table_bytes = 8192,
                                     .expert_table_bytes = 4096,
                                     .staging_slot_bytes = 1000,

@@ -276,6 +276,14 @@ inline void MmaBf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
 // The message of the last failed launch, for the runtime.
 void SetLaunchFault(const std::string& message);
 
+// A kernel as the runtime knows it.
+template <class... P>
+const void* FunctionOf(void (*kernel)(P...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+// What the runtime lets a kernel's blocks have.
+size_t AllowedSharedBytes(const void* kernel);
+
 struct LaunchShape {
   dim3 grid;
   dim3 block;
@@ -291,6 +299,12 @@ inline thread_local Recording* recording = nullptr;
 // launch.
 template <class... P, class... A>
 int Launch(void (*kernel)(P...), const LaunchShape& shape, Stream, A&&... arguments) {
+  if (const size_t allowed = AllowedSharedBytes(FunctionOf(kernel)); shape.shared_bytes > allowed) {
+    SetLaunchFault("a block has " + std::to_string(shape.shared_bytes) +
+                   " bytes of shared memory, and the kernel was allowed " +
+                   std::to_string(allowed) + ": kernels/cuda/shared_memory.h lists who needs more");
+    return 1;  // cudaErrorInvalidValue
+  }
   const std::tuple<P...> values(static_cast<P>(arguments)...);
   const auto run = [kernel, shape, values] {
     const std::string fault = simt::Run(

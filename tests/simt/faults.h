@@ -1,6 +1,7 @@
 // Faults of the emulated device that tests plant.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -25,6 +26,13 @@ void SetComputeCapability(int major);
 // none. Backends opened before have it still.
 void SetLibraryPresent(bool is_present);
 void SetLibraryUnknownTokens(int64_t tokens);
+// Of a block; backends opened before keep what they were allowed.
+void SetMaxSharedBytes(size_t size_bytes);
+// Copies and waits for the stream so far.
+struct Transfers {
+  int64_t to_device = 0, to_host = 0, waits = 0;
+};
+Transfers TransfersSoFar();
 // Allocations so far, of device and page-locked memory.
 int64_t Allocations();
 

@@ -27,6 +27,7 @@ class PinnedGemmFormTest : public testing::Test {
 
   static std::unique_ptr<Backend> Open(bool wgmma = true) {
     auto backend = CudaBackend::Create({.wgmma = wgmma,
+                                        .weight_block_bytes = 0,
                                         .workspace_bytes = size_t{4} << 20,
                                         .table_bytes = 1 << 16,
                                         .staging_slot_bytes = 4096,
@@ -115,7 +116,8 @@ TEST_F(PinnedGemmFormTest, OtherDevicesHaveOneForm) {
 TEST_F(PinnedGemmFormTest, ADeviceThatFailsMeanwhileIsAnError) {
   for (int64_t operations : {1, 5, 20}) {
     simt_faults::FailDeviceAfter(operations, absl::InternalError("cuda: an illegal address"));
-    const auto backend = CudaBackend::Create({.workspace_bytes = 4096,
+    const auto backend = CudaBackend::Create({.weight_block_bytes = 0,
+                                              .workspace_bytes = 4096,
                                               .table_bytes = 4096,
                                               .staging_slot_bytes = 4096,
                                               .sampling_scratch_bytes = 4096,

@@ -1,8 +1,10 @@
 // The runtime of kernels/cuda on the emulator: host memory, everything at once, sticky faults.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -29,10 +31,17 @@ struct State {
   int64_t recordings_left = -1;  // the one after these fails; negative: none does
   int devices = 1;
   int major = 0;  // of the compute capability
+  size_t max_shared_bytes = size_t{227} << 10;
+  std::map<const void*, size_t> allowed_shared_bytes;  // by kernel
+  int64_t copies_to_host = 0, copies_to_device = 0, waits = 0;
 
   absl::Status Sticky() {
     std::lock_guard lock(mu);
     return sticky;
+  }
+  void Count(int64_t State::*of) {
+    std::lock_guard lock(mu);
+    ++(this->*of);
   }
   // An operation of the device.
   absl::Status Operation() {
@@ -51,6 +60,15 @@ State& TheState() {
 void SetLaunchFault(const std::string& message) {
   std::lock_guard lock(TheState().mu);
   TheState().launch_fault = message;
+}
+
+size_t AllowedSharedBytes(const void* kernel) {
+  State& state = TheState();
+  std::lock_guard lock(state.mu);
+  const auto found = state.allowed_shared_bytes.find(kernel);
+  return found == state.allowed_shared_bytes.end()
+             ? runtime::kSharedBytesUnasked
+             : std::min(found->second, state.max_shared_bytes);
 }
 
 namespace simt_faults {
@@ -85,6 +103,11 @@ void FailRecordingsAfter(int64_t recordings) {
 }
 void SetDeviceCount(int devices) { TheState().devices = devices; }
 void SetComputeCapability(int major) { TheState().major = major; }
+void SetMaxSharedBytes(size_t size_bytes) { TheState().max_shared_bytes = size_bytes; }
+Transfers TransfersSoFar() {
+  std::lock_guard lock(TheState().mu);
+  return {TheState().copies_to_device, TheState().copies_to_host, TheState().waits};
+}
 int64_t Allocations() {
   std::lock_guard lock(TheState().mu);
   return TheState().allocations;
@@ -128,7 +151,7 @@ absl::StatusOr<DeviceInfo> OpenDevice(int index) {
   info.major = TheState().major;
   info.multiprocessors = 4;
   info.memory_bytes = size_t{1} << 32;
-  info.max_shared_bytes = 227 << 10;
+  info.max_shared_bytes = TheState().max_shared_bytes;
   info.code_tag = "emulated";
   return info;
 }
@@ -176,9 +199,11 @@ absl::Status Copy(void* to, const void* from, size_t size_bytes) {
 }
 }  // namespace
 absl::Status CopyToDevice(void* device, const void* host, size_t size_bytes, Stream) {
+  TheState().Count(&State::copies_to_device);
   return Copy(device, host, size_bytes);
 }
 absl::Status CopyToHost(void* host, const void* device, size_t size_bytes, Stream) {
+  TheState().Count(&State::copies_to_host);
   return Copy(host, device, size_bytes);
 }
 absl::Status CopyOnDevice(void* to, const void* from, size_t size_bytes, Stream) {
@@ -191,6 +216,7 @@ absl::Status Fill(void* device, int byte, size_t size_bytes, Stream) {
   });
 }
 absl::Status Synchronize(Stream) {
+  TheState().Count(&State::waits);
   if (recording != nullptr) return Spoil("waiting for the device");
   return TheState().Operation();
 }
@@ -235,6 +261,16 @@ absl::Status LaunchGraph(Graph* graph, Stream) {
 }
 
 void DestroyGraph(Graph* graph) { delete graph; }
+
+absl::Status AllowSharedBytes(const void* kernel, size_t size_bytes) {
+  State& state = TheState();
+  std::lock_guard lock(state.mu);
+  if (size_bytes > state.max_shared_bytes) {
+    return absl::InternalError(absl::StrCat("cuda: a block cannot have ", size_bytes, " bytes"));
+  }
+  state.allowed_shared_bytes[kernel] = size_bytes;
+  return absl::OkStatus();
+}
 
 absl::Status LaunchStatus(const char* operation, int error) {
   State& state = TheState();

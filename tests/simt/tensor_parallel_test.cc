@@ -31,7 +31,8 @@ const RankPlace& Gpus() {
   static const RankPlace place = {
       .make_backend =
           [] {
-            return *kernels::cuda::CudaBackend::Create({.workspace_bytes = size_t{4} << 20,
+            return *kernels::cuda::CudaBackend::Create({.weight_block_bytes = 0,
+                                                        .workspace_bytes = size_t{4} << 20,
                                                         .table_bytes = size_t{1} << 20,
                                                         .expert_table_bytes = size_t{1} << 16,
                                                         .staging_slot_bytes = size_t{1} << 20,
