@@ -10,6 +10,7 @@
 
 #include "kernels/numerics/reduction_tree.h"
 #include "kernels/ops/block_formats.h"
+#include "kernels/ops/random_matrix.h"
 
 namespace verbatim::model {
 namespace {
@@ -193,6 +194,30 @@ TEST(ShardPlanTest, SlicesHoldTheStoredValues) {
     EXPECT_EQ(rows.rows, 2);
     EXPECT_EQ(rows.data, matrix.data + 2 * matrix.row_bytes());
   }
+}
+
+TEST(ShardPlanTest, SlicesOfRandomWeightsAreThoseOfTheWhole) {
+  const kernels::StoredMatrix matrix{
+      .dtype = DType::kBF16,
+      .rows = 6,
+      .cols = 100,
+      .random = numerics::RandomWeights{.seed = 1, .matrix = 2, .first = 3}};
+  std::vector<std::byte> all, some;
+  const kernels::StoredMatrix whole = kernels::WithBytes(matrix, &all);
+  EXPECT_EQ(whole.data, all.data());
+  const kernels::StoredMatrix rows = RowsOf(matrix, {2, 5});
+  EXPECT_EQ(rows.rows, 3);
+  EXPECT_EQ(rows.data, nullptr);
+  kernels::WithBytes(rows, &some);
+  EXPECT_EQ(some.size(), 3 * 200u);
+  EXPECT_EQ(std::memcmp(some.data(), all.data() + 2 * 200, some.size()), 0);
+  const MatrixSlice columns = ColumnsOf(matrix, {32, 96});
+  EXPECT_FALSE(columns.matrix.random.has_value());
+  ASSERT_EQ(columns.bytes.size(), 6 * 128u);
+  for (size_t row = 0; row < 6; ++row) {
+    EXPECT_EQ(std::memcmp(columns.bytes.data() + row * 128, all.data() + row * 200 + 64, 128), 0);
+  }
+  EXPECT_TRUE(ColumnsOf(matrix, {0, 100}).matrix.random.has_value());
 }
 
 }  // namespace

@@ -64,6 +64,27 @@ TEST_F(RandomWeightsTest, DevicesAndHostsMakeTheSameBits) {
   }
 }
 
+// A matrix with more elements than 32 bits count: too large for the emulator.
+TEST_F(RandomWeightsTest, LargeMatricesAreMadeWhole) {
+  const StoredMatrix matrix{DType::kBF16, (int64_t{1} << 14) + 1, int64_t{1} << 18, nullptr,
+                            numerics::RandomWeights{.seed = 1, .matrix = 2}};
+  const auto free_bytes = cuda_->FreeMemoryBytes();
+  ASSERT_TRUE(free_bytes.ok());
+  if (test_device::Emulated() || *free_bytes < matrix.size_bytes() * 5 / 4) {
+    GTEST_SKIP() << matrix.size_bytes() << " bytes do not fit";
+  }
+  auto loaded = cuda_->LoadMatrix({&matrix, 1}, {});
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const PackedPart& part = dynamic_cast<const CudaMatrix&>(**loaded).bf16();
+  std::vector<uint16_t> expected(static_cast<size_t>(matrix.cols)), actual(expected.size());
+  for (const int64_t row : {int64_t{0}, int64_t{8191}, matrix.rows - 2, matrix.rows - 1}) {
+    numerics::MakeRandomWeights(*matrix.random, row * matrix.cols, matrix.cols, expected.data());
+    const auto* from = static_cast<const uint16_t*>(part.quants) + row * RowPitch(matrix.cols);
+    ASSERT_TRUE(cuda_->CopyToHost(actual.data(), from, actual.size() * 2).ok());
+    EXPECT_EQ(actual, expected) << row;
+  }
+}
+
 // Two random parts, with a stored one between them.
 TEST_F(RandomWeightsTest, PartsMayBeRandomAndStored) {
   const StoredMatrix random[] = {{DType::kBF16, 5, 72, nullptr, numerics::RandomWeights{1, 2, 3}},
