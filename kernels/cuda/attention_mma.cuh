@@ -40,6 +40,15 @@ struct Shape {
   static constexpr int kValueSegments = kSegments | 1;
 };
 
+// Outputs of wide heads do not fit into a warp's registers beside their queries, nor their values
+// into the shared memory that every device has. So half of their columns are computed at a time,
+// each time from all scores.
+template <int kDim>
+struct Parts {
+  static constexpr int kCount = kDim > 128 ? 2 : 1;
+  static constexpr int kColumns = kDim / kCount;
+};
+
 // The queries of a tile and what they see.
 struct Queries {
   AttentionTile tile;
@@ -181,9 +190,10 @@ __device__ __forceinline__ uint32_t KeepPositions(uint32_t pair, int count) {
   return count > 1 ? pair : count == 1 ? pair & 0xffffu : 0u;
 }
 
-// P · V: use(pair, values) takes columns 16 pair to 16 pair + 15 of the lane's rows.
-// step_address(t) is where position 16 t of the block lies in shared memory.
-template <int kDim, class StepAddress, class Use>
+// P · V for kColumns columns of rows of kDim: use(pair, values) takes columns 16 pair to 16 pair +
+// 15 of the lane's rows. step_address(t) is where the first of them at position 16 t of the block
+// lies in shared memory.
+template <int kDim, int kColumns, class StepAddress, class Use>
 __device__ __forceinline__ void WeightedValues(const uint32_t (&p)[kBlock / kStep][4],
                                                const Seen& seen, int lane, StepAddress step_address,
                                                Use use) {
@@ -191,7 +201,7 @@ __device__ __forceinline__ void WeightedValues(const uint32_t (&p)[kBlock / kSte
   const int lane_offset = (lane % 16 * Shape<kDim>::kValueSegments + lane / 16) * 16;
   if (seen.least == kBlock) {
 #pragma unroll
-    for (int pair = 0; pair < kDim / 16; ++pair) {
+    for (int pair = 0; pair < kColumns / 16; ++pair) {
       float values[2][4] = {};
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
@@ -208,7 +218,7 @@ __device__ __forceinline__ void WeightedValues(const uint32_t (&p)[kBlock / kSte
   // product with a zero weight (a NaN would), so each number gets instructions of its own.
   const int whole = seen.least / kStep;
 #pragma unroll
-  for (int pair = 0; pair < kDim / 16; ++pair) {
+  for (int pair = 0; pair < kColumns / 16; ++pair) {
     float shared[2][4] = {}, values[2][4] = {};
 #pragma unroll
     for (int t = 0; t < kSteps; ++t) {
@@ -286,16 +296,18 @@ __device__ __forceinline__ void CopyKeys(const History& history, int start, int 
                 exists ? 16 : 0);
   }
 }
-template <int kDim, int kPositions, int kCount>
-__device__ __forceinline__ void CopyValues(const History& history, int start, int end, int thread,
-                                           unsigned char* to) {
-  constexpr int kSegments = Shape<kDim>::kSegments;
+// kColumns of them from `first_column` on.
+template <int kColumns, int kPositions, int kCount>
+__device__ __forceinline__ void CopyValues(const History& history, int start, int end,
+                                           int first_column, int thread, unsigned char* to) {
+  constexpr int kSegments = Shape<kColumns>::kSegments;
 #pragma unroll 2
   for (int i = thread; i < kSegments * kPositions; i += kCount) {
     const int place = i / kSegments, segment = i % kSegments;
-    const bool exists = start + place < end && segment < history.segments;
-    CopyAsync16(to + (place * Shape<kDim>::kValueSegments + segment) * 16,
-                exists ? history.Value(start + place, segment) : history.head, exists ? 16 : 0);
+    const int of_row = first_column / 8 + segment;
+    const bool exists = start + place < end && of_row < history.segments;
+    CopyAsync16(to + (place * Shape<kColumns>::kValueSegments + segment) * 16,
+                exists ? history.Value(start + place, of_row) : history.head, exists ? 16 : 0);
   }
 }
 
@@ -306,19 +318,19 @@ int ForHeadDim(int64_t head_dim, Run run) {
   if (head_dim <= 64) return run.template operator()<64>();
   if (head_dim <= 80) return run.template operator()<80>();
   if (head_dim <= 96) return run.template operator()<96>();
-  if (head_dim <= kNarrowHeadDim) return run.template operator()<kNarrowHeadDim>();
+  if (head_dim <= 128) return run.template operator()<128>();
   return run.template operator()<256>();
 }
 
-// run<kDim>() for all of them, those wider than kNarrowHeadDim or the others.
+// run<kDim>() for all of them.
 template <class Run>
-void ForHeadDims(bool wide, Run run) {
-  if (wide) return run.template operator()<256>();
+void ForHeadDims(Run run) {
   run.template operator()<32>();
   run.template operator()<64>();
   run.template operator()<80>();
   run.template operator()<96>();
-  run.template operator()<kNarrowHeadDim>();
+  run.template operator()<128>();
+  run.template operator()<256>();
 }
 
 }  // namespace verbatim::kernels::cuda::attention_mma

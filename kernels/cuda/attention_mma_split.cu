@@ -12,8 +12,11 @@ namespace {
 
 using namespace attention_mma;  // NOLINT(google-build-using-namespace)
 
-// A warp copies half a block at a time; each half's values take the place of its keys.
+// Two stages a warp: keys of so many positions each, in turns, then each half of the block's
+// values.
 constexpr int kHalf = kBlock / 2;
+template <int kDim>
+inline constexpr int kKeyPositions = kHalf / Parts<kDim>::kCount;
 
 // kCutBlocks: blocks to a cut, and warps.
 template <int kDim, int kCutBlocks>
@@ -21,20 +24,26 @@ struct SplitMemory {
   static constexpr int kMaxima = 0;                               // [warp][row] float
   static constexpr int kSums = kMaxima + kCutBlocks * kRows * 4;  // [warp][row] float
   static constexpr int kStages = kSums + kCutBlocks * kRows * 4;  // [warp][2] kStageBytes
-  static constexpr int kStageBytes = kHalf * Shape<kDim>::kValueSegments * 16;
-  static constexpr int kOutputStride = kDim + 8;  // floats
-  static constexpr int kOutputs = kStages;        // [warp][row], once read
+  static constexpr int kColumns = Parts<kDim>::kColumns;
+  static constexpr int kStageBytes = kHalf * Shape<kColumns>::kValueSegments * 16;
+  static_assert(kKeyPositions<kDim> * kDim * 2 <= kStageBytes);
+  static constexpr int kOutputStride = kColumns + 8;  // floats
+  static constexpr int kOutputs = kStages;            // [warp][row], once read
   static constexpr int kStagesBytes = kCutBlocks * 2 * kStageBytes;
   static constexpr int kOutputsBytes = kCutBlocks * kRows * kOutputStride * 4;
   static constexpr int kBytes =
       kStages + (kStagesBytes > kOutputsBytes ? kStagesBytes : kOutputsBytes);
 };
 
+// grid (tiles, KV heads, cuts · parts of the columns).
 template <int kDim, int kCutBlocks>
 __global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs args) {
   using Memory = SplitMemory<kDim, kCutBlocks>;
   constexpr int kLength = kCutBlocks * kBlock;
-  constexpr int kPairs = kDim / 16;
+  constexpr int kColumns = Memory::kColumns;
+  constexpr int kPairs = kColumns / 16;
+  constexpr int kParts = Parts<kDim>::kCount;
+  constexpr int kRounds = kBlock / kKeyPositions<kDim>;
   VERBATIM_SHARED_MEMORY(bytes);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   float* const maxima = reinterpret_cast<float*>(bytes + Memory::kMaxima);
@@ -45,7 +54,8 @@ __global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs arg
   const Queries queries{args.tiles[blockIdx.x], args.heads_per_kv, blockIdx.y};
   const int count = queries.tile.num_queries;
   const int longest = count > 0 ? queries.Longest() : 0;
-  const int cut = static_cast<int>(blockIdx.z), cut_start = cut * kLength;
+  const int cut = static_cast<int>(blockIdx.z) / kParts, cut_start = cut * kLength;
+  const int first_column = static_cast<int>(blockIdx.z) % kParts * kColumns;
   if (cut_start >= longest) return;
   const History history(args, queries);
   const int start = cut_start + warp * kBlock;
@@ -55,15 +65,18 @@ __global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs arg
       SeenOf(longest, start)};
 
   const auto stage_of = [&](int half) { return stages + half * Memory::kStageBytes; };
-  const auto copy_keys = [&](int half) {
-    if (seen.most > half * kHalf) {
-      CopyKeys<kDim, kHalf, 32>(history, start + half * kHalf, longest, lane, stage_of(half));
+  const auto copy_keys = [&](int round) {
+    const int from = round * kKeyPositions<kDim>;
+    if (seen.most > from) {
+      CopyKeys<kDim, kKeyPositions<kDim>, 32>(history, start + from, longest, lane,
+                                              stage_of(round % 2));
     }
     CopyAsyncCommit();
   };
   const auto copy_values = [&](int half) {
     if (seen.most > half * kHalf) {
-      CopyValues<kDim, kHalf, 32>(history, start + half * kHalf, longest, lane, stage_of(half));
+      CopyValues<kColumns, kHalf, 32>(history, start + half * kHalf, longest, first_column, lane,
+                                      stage_of(half));
     }
     CopyAsyncCommit();
   };
@@ -77,18 +90,23 @@ __global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs arg
   };
   float s[kBlock / 8][4] = {};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int round = 0; round < kRounds; ++round) {
     CopyAsyncWait<1>();
     SyncWarp();  // the keys are there for all lanes
-    if (seen.most > half * kHalf) {
+    if (seen.most > round * kKeyPositions<kDim>) {
 #pragma unroll
-      for (int t = 0; t < kHalf / kStep; ++t) {
-        const int n = half * (kHalf / 8) + 2 * t;
-        Dots<kDim>(query, stage_of(half) + t * kStep * 16, kHalf, lane, s[n], s[n + 1]);
+      for (int t = 0; t < kKeyPositions<kDim> / kStep; ++t) {
+        const int n = round * (kKeyPositions<kDim> / 8) + 2 * t;
+        Dots<kDim>(query, stage_of(round % 2) + t * kStep * 16, kKeyPositions<kDim>, lane, s[n],
+                   s[n + 1]);
       }
     }
     SyncWarp();  // and have been read
-    copy_values(half);
+    if (round + 2 < kRounds) {
+      copy_keys(round + 2);
+    } else {
+      copy_values(round + 2 - kRounds);
+    }
   }
 
   float greatest[2], sum[2];
@@ -113,9 +131,11 @@ __global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs arg
   SyncWarp();
   float o[2 * kPairs][4] = {};
   if (seen.most > 0) {
-    WeightedValues<kDim>(
+    WeightedValues<kColumns, kColumns>(
         p, seen, lane,
-        [&](int t) { return stage_of(t / 2) + t % 2 * kStep * Shape<kDim>::kValueSegments * 16; },
+        [&](int t) {
+          return stage_of(t / 2) + t % 2 * kStep * Shape<kColumns>::kValueSegments * 16;
+        },
         [&](int pair, const float(&value)[2][4]) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -141,17 +161,18 @@ __global__ void __launch_bounds__(32 * kCutBlocks) SplitKernel(AttentionArgs arg
 
   // The blocks of a row's cut, joined in ascending order.
   const int head_dim = static_cast<int>(args.layout.head_dim);
-  for (int i = thread; i < count * head_dim; i += 32 * kCutBlocks) {
-    const int row = i / head_dim, d = i % head_dim;
+  const int width = head_dim - first_column < kColumns ? head_dim - first_column : kColumns;
+  for (int i = thread; i < count * width; i += 32 * kCutBlocks) {
+    const int row = i / width, column = i % width, d = first_column + column;
     const int visible = queries.Visible(row);
     if (visible <= cut_start) continue;
-    float m = maxima[row], l = sums[row], out = outputs[row * Memory::kOutputStride + d];
+    float m = maxima[row], l = sums[row], out = outputs[row * Memory::kOutputStride + column];
     for (int b = 1; b < kCutBlocks && cut_start + b * kBlock < visible; ++b) {
       const float now = RunningMaximum(false, m, maxima[b * kRows + row]);
       const float alpha = Alpha(m, now);
       m = now;
       l = l * alpha + sums[b * kRows + row];
-      out = out * alpha + outputs[(b * kRows + row) * Memory::kOutputStride + d];
+      out = out * alpha + outputs[(b * kRows + row) * Memory::kOutputStride + column];
     }
     if (args.partials != nullptr) {
       float* partial =
@@ -176,7 +197,7 @@ int LaunchCut(const AttentionArgs& args, Stream stream) {
   return Launch(SplitKernel<kDim, kCutBlocks>,
                 {dim3(static_cast<unsigned int>(args.num_tiles),
                       static_cast<unsigned int>(args.layout.num_kv_heads),
-                      static_cast<unsigned int>(args.max_cuts)),
+                      static_cast<unsigned int>(args.max_cuts) * Parts<kDim>::kCount),
                  dim3(32 * kCutBlocks), static_cast<size_t>(SplitMemory<kDim, kCutBlocks>::kBytes)},
                 stream, args);
 }
@@ -197,9 +218,9 @@ void AddNeeds(SharedNeeds* needs) {
 
 }  // namespace
 
-SharedNeeds AttentionMmaSplitNeeds(bool wide_heads) {
+SharedNeeds AttentionMmaSplitNeeds() {
   SharedNeeds needs;
-  ForHeadDims(wide_heads, [&]<int kDim>() { AddNeeds<kDim>(&needs); });
+  ForHeadDims([&]<int kDim>() { AddNeeds<kDim>(&needs); });
   return needs;
 }
 

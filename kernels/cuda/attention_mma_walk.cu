@@ -1,5 +1,5 @@
-// Attention on the matrix units for many queries: a block of 64 queries of one KV head walks their
-// history, 64 positions at a time, a warp 16 queries.
+// Attention on the matrix units for many queries: a block of 64 queries of one KV head, or 32 where
+// heads are wide, walks their history, 64 positions at a time, a warp 16 queries.
 //
 // Values are copied while scores are computed and the next keys while values are summed up. At the
 // end of a cut the total so far comes from shared memory, a thread's own part of it, and joins the
@@ -12,22 +12,30 @@ namespace {
 
 using namespace attention_mma;  // NOLINT(google-build-using-namespace)
 
+// Warps with different parts of the columns have the same queries.
+template <int kDim>
+struct WalkShape {
+  static constexpr int kParts = Parts<kDim>::kCount;
+  static constexpr int kColumns = Parts<kDim>::kColumns;
+  static constexpr int kQueries = kThreads / kWarpSize / kParts * kRows;         // of a block
+  static constexpr int kBlocks = static_cast<int>(kWalkTileQueries) / kQueries;  // to a tile
+};
+
 template <int kDim>
 struct WalkMemory {
   static constexpr int kKeys = 0;
   static constexpr int kValues = kKeys + kBlock * kDim * 2;
-  static constexpr int kQueries = kValues + kBlock * Shape<kDim>::kValueSegments * 16;
-  // Queries of wide heads do not fit into registers beside the outputs.
-  static constexpr bool kKeepQueries = kDim <= 128;
-  static constexpr int kTotals =
-      kQueries + (kKeepQueries ? 0 : Shape<kDim>::kSteps * kThreads * 16);
-  static constexpr int kTotalsBytes = kDim / 2 * kThreads * 4;  // only where there are several cuts
+  static constexpr int kTotals = kValues + kBlock * Shape<kDim>::kValueSegments * 16;
+  // Only where there are several cuts.
+  static constexpr int kTotalsBytes = WalkShape<kDim>::kColumns / 2 * kThreads * 4;
 };
 
+// grid (tiles, KV heads, blocks of a tile).
 template <int kDim>
 __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
   using Memory = WalkMemory<kDim>;
-  constexpr int kPairs = kDim / 16;
+  using W = WalkShape<kDim>;
+  constexpr int kPairs = W::kColumns / 16;
   constexpr int kSteps = Shape<kDim>::kSteps;
   VERBATIM_SHARED_MEMORY(bytes);
   unsigned char* const keys = bytes + Memory::kKeys;
@@ -36,12 +44,16 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
   float* const totals = reinterpret_cast<float*>(bytes + Memory::kTotals) + thread;
   // The longest first: they take the longest.
   const Queries queries{args.tiles[gridDim.x - 1 - blockIdx.x], args.heads_per_kv, blockIdx.y};
-  if (queries.tile.num_queries == 0) return;
+  const int begin = static_cast<int>(blockIdx.z) * W::kQueries;
+  if (queries.tile.num_queries <= begin) return;
   const History history(args, queries);
-  const int first = warp * kRows;
-  const int last =
-      queries.tile.num_queries < first + kRows ? queries.tile.num_queries - 1 : first + kRows - 1;
-  const int longest = queries.Longest();
+  const int first = begin + warp / W::kParts * kRows;
+  const int first_column = warp % W::kParts * W::kColumns;
+  const auto last_of = [&](int end) {
+    return (queries.tile.num_queries < end ? queries.tile.num_queries : end) - 1;
+  };
+  const int last = last_of(first + kRows);
+  const int longest = queries.Visible(last_of(begin + W::kQueries));
   const int blocks = (longest + kBlock - 1) / kBlock;
   const int visible[2] = {queries.Visible(first + lane / 4), queries.Visible(first + lane / 4 + 8)};
   const int shortest_of_warp = queries.Visible(first);
@@ -49,25 +61,9 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
 
   uint32_t q[kSteps][4];
   LoadQueries<kDim>(args, queries, first, lane, q);
-  uint4* const parked = reinterpret_cast<uint4*>(bytes + Memory::kQueries) + thread;
-  if (!Memory::kKeepQueries) {
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      parked[step * kThreads] = uint4{q[step][0], q[step][1], q[step][2], q[step][3]};
-    }
-  }
-
   const auto query = [&](int step, uint32_t(&fragment)[4]) {
-    if (Memory::kKeepQueries) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) fragment[i] = q[step][i];
-    } else {
-      const uint4 four = parked[step * kThreads];
-      fragment[0] = four.x;
-      fragment[1] = four.y;
-      fragment[2] = four.z;
-      fragment[3] = four.w;
-    }
+    for (int i = 0; i < 4; ++i) fragment[i] = q[step][i];
   };
 
   float total_m[2] = {0.0f, 0.0f}, total_l[2] = {0.0f, 0.0f};
@@ -83,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
                     SeenOf(longest_of_warp, start)};
     CopyAsyncWait<0>();
     SyncThreads();  // keys are there, and values have been read
-    CopyValues<kDim, kBlock, kThreads>(history, start, longest, thread, values);
+    CopyValues<kDim, kBlock, kThreads>(history, start, longest, 0, thread, values);
     CopyAsyncCommit();
     uint32_t p[kBlock / kStep][4] = {};
     float alpha[2] = {1.0f, 1.0f};
@@ -113,9 +109,11 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
     }
     CopyAsyncCommit();
     if (seen.most > 0) {
-      WeightedValues<kDim>(
+      WeightedValues<kDim, W::kColumns>(
           p, seen, lane,
-          [&](int t) { return values + t * kStep * Shape<kDim>::kValueSegments * 16; },
+          [&](int t) {
+            return values + t * kStep * Shape<kDim>::kValueSegments * 16 + first_column * 2;
+          },
           [&](int pair, const float(&value)[2][4]) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -176,7 +174,7 @@ __global__ void __launch_bounds__(kThreads) WalkKernel(AttentionArgs args) {
     float* y = args.y + queries.Row(i) * args.y_stride + queries.Head(i) * head_dim;
 #pragma unroll
     for (int n = 0; n < 2 * kPairs; ++n) {
-      const int column = 8 * n + 2 * (lane % 4);
+      const int column = first_column + 8 * n + 2 * (lane % 4);
       if (column >= head_dim) continue;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -193,16 +191,17 @@ int LaunchDim(const AttentionArgs& args, Stream stream) {
       WalkMemory<kDim>::kTotals + (args.max_cuts > 1 ? WalkMemory<kDim>::kTotalsBytes : 0));
   return Launch(WalkKernel<kDim>,
                 {dim3(static_cast<unsigned int>(args.num_tiles),
-                      static_cast<unsigned int>(args.layout.num_kv_heads)),
+                      static_cast<unsigned int>(args.layout.num_kv_heads),
+                      static_cast<unsigned int>(WalkShape<kDim>::kBlocks)),
                  dim3(kThreads), shared},
                 stream, args);
 }
 
 }  // namespace
 
-SharedNeeds AttentionMmaWalkNeeds(bool wide_heads) {
+SharedNeeds AttentionMmaWalkNeeds() {
   SharedNeeds needs;
-  ForHeadDims(wide_heads, [&]<int kDim>() {
+  ForHeadDims([&]<int kDim>() {
     needs.push_back({"attention of many queries", FunctionOf(WalkKernel<kDim>),
                      WalkMemory<kDim>::kTotals + WalkMemory<kDim>::kTotalsBytes});
   });

@@ -41,16 +41,16 @@ bool Known(SpanMemory& memory, absl::Span<const SequenceSpan> spans, const KvCac
       mma ? PartialRowBytes(num_heads, config) * 2 + (cut_length == kShortCutLength ? 1 : 0) : 0);
 }
 
+bool OnMatrixUnits(const NumericMode& mode, const KvLayout& layout) {
+  return mode.policy != Policy::kPortable && AttentionOnMatrixUnits(layout);
+}
+
 absl::Status OtherSpans(const char* operation) {
   return absl::InvalidArgumentError(
       absl::StrCat(operation, ": spans, heads or policy are not those of the decode step"));
 }
 
 }  // namespace
-
-bool CudaBackend::OnMatrixUnits(const NumericMode& mode, const KvLayout& layout) const {
-  return mode.policy != Policy::kPortable && AttentionOnMatrixUnits(layout, wide_heads_);
-}
 
 int64_t CudaBackend::MaxRowCuts(const KvCacheConfig& config, int64_t num_heads) const {
   return static_cast<int64_t>(workspace_->size_bytes()) / PartialRowBytes(num_heads, config);

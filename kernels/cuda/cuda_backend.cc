@@ -26,9 +26,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
   if (!stream.ok()) return stream.status();
   if (absl::Status allowed = AllowSharedMemory(*info, CommonNeeds()); !allowed.ok()) return allowed;
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, *std::move(info), *stream));
-  absl::Status wide = AllowSharedMemory(backend->info_, WideHeadNeeds());
-  backend->wide_heads_ = wide.ok();
-  if (!wide.ok() && !absl::IsFailedPrecondition(wide)) return wide;
   absl::StatusOr<std::unique_ptr<Uploader>> uploader =
       Uploader::Create(options.staging_slot_bytes, kStagingSlots, *stream);
   if (!uploader.ok()) return uploader.status();
@@ -97,10 +94,6 @@ std::string CudaBackend::Describe() const {
     absl::StrAppend(&text, ", throughput products by ", library_->Version());
   } else if (options_.matrix_units) {
     absl::StrAppend(&text, ", throughput products by pinned kernels (", no_library_, ")");
-  }
-  if (options_.matrix_units && !wide_heads_) {
-    absl::StrAppend(&text, ", attention of heads wider than ", kNarrowHeadDim,
-                    " in fp32 (shared memory of ", info_.max_shared_bytes, " bytes a block)");
   }
   return text;
 }

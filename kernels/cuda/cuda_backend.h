@@ -139,7 +139,6 @@ class CudaBackend final : public Backend {
   absl::Status GroupedGemmOnMatrixUnits(const GroupedGemmParams& params, GroupedGemmArgs args,
                                         absl::Span<const ExpertParts> tables);
   absl::Status CheckPolicy(const char* operation, Policy policy) const;
-  bool OnMatrixUnits(const NumericMode& mode, const KvLayout& layout) const;
   // cuda_attention.cc. `UploadStepTables` leaves tables that KvWrite and Attention know.
   // Rows and cuts whose partials the workspace holds; positions of a cut, the contract's but for
   // some of THROUGHPUT's (ThroughputCutLength).
@@ -174,9 +173,6 @@ class CudaBackend final : public Backend {
   std::vector<KvRow> kv_rows_;
   AttentionTables tables_;
   std::vector<char> table_bytes_;
-  // Whether the device has the shared memory that heads wider than kNarrowHeadDim take on the
-  // matrix units.
-  bool wide_heads_ = false;
   // Recorded steps, valid while weights and tables of experts are where they were then.
   StepGraphs graphs_;
   std::pair<uint64_t, uint64_t> graphs_epoch_;

@@ -183,12 +183,9 @@ int LaunchAttention(const AttentionArgs& args, Stream stream);
 int LaunchAttentionFold(const AttentionArgs& args, Stream stream);
 
 // Whether the strong policy of this device and THROUGHPUT compute attention on the matrix units: a
-// function of the configuration and the device alone. Heads wider than kNarrowHeadDim need shared
-// memory that not every device has (shared_memory.h); `wide_heads`: this one does.
-inline constexpr int kNarrowHeadDim = 128;
-VERBATIM_HD constexpr bool AttentionOnMatrixUnits(const KvLayout& layout, bool wide_heads) {
-  return layout.bf16 && layout.head_dim % 8 == 0 &&
-         layout.head_dim <= (wide_heads ? 256 : kNarrowHeadDim);
+// function of the configuration alone.
+VERBATIM_HD constexpr bool AttentionOnMatrixUnits(const KvLayout& layout) {
+  return layout.bf16 && layout.head_dim % 8 == 0 && layout.head_dim <= 256;
 }
 // Two ways with the same arithmetic. Split: tiles of at most kSplitTileQueries, a block a cut;
 // partials unless max_cuts is 1. Walk: tiles of at most kWalkTileQueries, a block walks all cuts;

@@ -1,30 +1,17 @@
 // Comparing kernels' needs with the device.
 #include "kernels/cuda/shared_memory.h"
 
-#include <initializer_list>
-
 #include "absl/strings/str_cat.h"
 
 namespace verbatim::kernels::cuda {
-namespace {
-
-SharedNeeds Together(std::initializer_list<SharedNeeds> lists) {
-  SharedNeeds all;
-  for (const SharedNeeds& list : lists) all.insert(all.end(), list.begin(), list.end());
-  return all;
-}
-
-}  // namespace
-
 SharedNeeds CommonNeeds() {
-  return Together({AttentionNeeds(), AttentionMmaSplitNeeds(/*wide_heads=*/false),
-                   AttentionMmaWalkNeeds(/*wide_heads=*/false), GemmPinnedNeeds(),
-                   GemmPortableNeeds(), GroupedGemmPinnedNeeds(), GroupedGemmPortableNeeds()});
-}
-
-SharedNeeds WideHeadNeeds() {
-  return Together(
-      {AttentionMmaSplitNeeds(/*wide_heads=*/true), AttentionMmaWalkNeeds(/*wide_heads=*/true)});
+  SharedNeeds all;
+  for (const SharedNeeds& needs :
+       {AttentionNeeds(), AttentionMmaSplitNeeds(), AttentionMmaWalkNeeds(), GemmPinnedNeeds(),
+        GemmPortableNeeds(), GroupedGemmPinnedNeeds(), GroupedGemmPortableNeeds()}) {
+    all.insert(all.end(), needs.begin(), needs.end());
+  }
+  return all;
 }
 
 absl::Status AllowSharedMemory(const runtime::DeviceInfo& device, const SharedNeeds& needs) {

@@ -22,18 +22,16 @@ using SharedNeeds = std::vector<SharedNeed>;
 
 // The kernels of each file that may need more than runtime::kSharedBytesUnasked.
 SharedNeeds AttentionNeeds();
-SharedNeeds AttentionMmaSplitNeeds(bool wide_heads);
-SharedNeeds AttentionMmaWalkNeeds(bool wide_heads);
+SharedNeeds AttentionMmaSplitNeeds();
+SharedNeeds AttentionMmaWalkNeeds();
 SharedNeeds GemmPinnedNeeds();
 SharedNeeds GemmPortableNeeds();
 SharedNeeds GroupedGemmPinnedNeeds();
 SharedNeeds GroupedGemmPortableNeeds();
 SharedNeeds GemmPinnedWgmmaNeeds();
 
-// What every backend must be able to launch: all but the wide heads' attention and wgmma.
+// What every backend must be able to launch: all but wgmma.
 SharedNeeds CommonNeeds();
-// The attention on matrix units of heads wider than kNarrowHeadDim.
-SharedNeeds WideHeadNeeds();
 
 // Allows the calling thread's device to launch all of them. FAILED_PRECONDITION, and nothing is
 // allowed, where one needs more than the device has: names the kernel and both sizes.
