@@ -73,8 +73,8 @@ void ExpectNear(const AttentionShape& shape, const AttentionSequence& s,
 TEST_F(AttentionMmaTest, NearTheExactAnswerForEveryHeadSizeAndGroup) {
   const struct {
     int64_t heads, kv_heads, head_dim;
-  } shapes[] = {{2, 1, 8},  {4, 2, 32}, {1, 1, 64},  {3, 1, 72},
-                {8, 1, 80}, {2, 2, 96}, {5, 1, 128}, {2, 1, 256}};
+  } shapes[] = {{2, 1, 8},  {4, 2, 32},  {1, 1, 64},  {3, 1, 72}, {8, 1, 80},
+                {2, 2, 96}, {5, 1, 128}, {2, 1, 136}, {2, 1, 256}};
   for (const auto& s : shapes) {
     const AttentionShape shape = Bf16(s.heads, s.kv_heads, s.head_dim);
     if (test_device::Slow() && s.head_dim != 72) continue;
@@ -120,11 +120,15 @@ TEST_F(AttentionMmaTest, ARowHasOneAnswer) {
 }
 
 TEST_F(AttentionMmaTest, SeveralCutsHaveTheSameBitsSplitAndWalked) {
-  const AttentionShape shape = Bf16(2, 1, 64);
-  // 40 rows are walked, the same rows alone are split.
-  const std::vector<float> walked = Rows(shape, 760, 40);
-  for (int32_t row : {0, 7, 8, 39}) {
-    EXPECT_TRUE(SameBits(Slice(shape, walked, row, 1), Rows(shape, 760 + row, 1))) << row;
+  for (int64_t head_dim : {64, 136, 256}) {  // the last two in halves
+    if (test_device::Slow() && head_dim == 256) continue;
+    const AttentionShape shape = Bf16(2, 1, head_dim);
+    // 40 rows are walked, the same rows alone are split.
+    const std::vector<float> walked = Rows(shape, 760, 40);
+    for (int32_t row : {0, 7, 8, 15, 16, 39}) {
+      EXPECT_TRUE(SameBits(Slice(shape, walked, row, 1), Rows(shape, 760 + row, 1)))
+          << head_dim << ", " << row;
+    }
   }
 }
 
