@@ -80,24 +80,24 @@ class MoeTest : public BackendPairTest {
     std::vector<int32_t> wanted = experts;
     for (size_t i = 0; i < wanted.size(); i += 3) wanted[i] = (wanted[i] + 1) % 3;
     int64_t* totals = arrays.Put(std::vector<int64_t>(num_experts + 2, int64_t{1} << 32));
-    MoePermuteParams params = {.experts = arrays.Put(experts),
-                               .tokens = tokens,
-                               .num_experts = num_experts,
-                               .top_k = top_k,
-                               .offsets = offsets,
-                               .token_of = token_of,
-                               .place_of = place_of,
-                               .totals = totals};
-    absl::Status status = backend.MoePermute(params);
-    // Again, with rows behind the first half that do not count; and once more, counting nothing.
-    params.wanted = arrays.Put(wanted);
-    params.limits = arrays.Put(std::vector<MoeStepLimits>{{.tokens = (tokens + 1) / 2}});
+    // First with rows behind the first half that do not count, then with all.
     std::vector<int32_t> padded = experts;
     std::fill(padded.begin() + (tokens + 1) / 2 * top_k, padded.end(), -1);
-    params.experts = arrays.Put(padded);
-    status.Update(backend.MoePermute(params));
+    MoePermuteParams params = {
+        .experts = arrays.Put(padded),
+        .tokens = tokens,
+        .num_experts = num_experts,
+        .top_k = top_k,
+        .offsets = offsets,
+        .token_of = token_of,
+        .place_of = place_of,
+        .totals = totals,
+        .wanted = arrays.Put(wanted),
+        .limits = arrays.Put(std::vector<MoeStepLimits>{{.tokens = (tokens + 1) / 2}})};
+    absl::Status status = backend.MoePermute(params);
     params.experts = arrays.Put(experts);
-    params.totals = nullptr;
+    params.wanted = nullptr;
+    params.limits = nullptr;
     status.Update(backend.MoePermute(params));
     EXPECT_TRUE(status.ok()) << status;
     std::vector<float> all;
