@@ -59,8 +59,8 @@ __global__ void PermuteKernel(MoePermuteArgs args) {
   }
   own_below = WarpSum(own_below);
   own_equal = WarpSum(own_equal);
-  own_counted = WarpSum(own_counted);
-  own_rerouted = WarpSum(own_rerouted);
+  if (args.totals != nullptr) own_counted = WarpSum(own_counted);
+  if (args.totals != nullptr && lost) own_rerouted = WarpSum(own_rerouted);
   if (lane == 0) {
     below[warp] = own_below;
     equal[warp] = own_equal;
