@@ -8,57 +8,88 @@ namespace {
 
 using namespace gemm_pinned_wgmma;
 
-// Registers of a thread: at launch 65536 / kThreads, rounded down; then shared out anew.
-constexpr int kProducerRegisters = 40;
-constexpr int kConsumerRegisters = 232;
-static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * kWarpgroupThreads <= 65536);
+struct MatrixProduct {
+  Product product;
+  int64_t tokens;
+  Target target;
+  float* partials;   // [shards][tokens][rows]: shards are items of their own; null: joined here
+  int token_groups;  // of as many tiles as a cluster has blocks
+  int output_tiles;
 
-template <int kCluster>
-__device__ __forceinline__ void SyncBlocks() {
-  if constexpr (kCluster == 1) {
-    SyncThreads();
-  } else {
-    SyncCluster();
+  VERBATIM_HD int items() const {
+    return token_groups * output_tiles * (partials != nullptr ? product.shards : 1);
   }
-}
+};
 
-// The last warpgroup's first thread brings what the others multiply. Where the target is not sm_90a
-// there is no such kernel: a trap.
+// The tiles of one matrix. The blocks of a cluster have different tokens and share weights.
+template <int kColumns, int kCluster>
+class MatrixWork {
+ public:
+  __device__ __forceinline__ MatrixWork(const TensorMap& tokens, const TensorMap& weights,
+                                        const MatrixProduct& matrix)
+      : tokens_(tokens),
+        weights_(weights),
+        matrix_(matrix),
+        rank_(kCluster > 1 ? static_cast<int>(ClusterRank()) : 0) {}
+
+  __device__ __forceinline__ void Prepare(unsigned char*) const {
+    if (threadIdx.x == 0) {
+      PrefetchMap(tokens_);
+      PrefetchMap(weights_);
+    }
+  }
+  __device__ __forceinline__ int items() const { return matrix_.items(); }
+  __device__ __forceinline__ Item At(int index) const {
+    const int tiles = matrix_.token_groups * matrix_.output_tiles;
+    const bool apart = matrix_.partials != nullptr;
+    const RasterPlace place = PlaceInRaster(index % tiles, matrix_.token_groups,
+                                            matrix_.output_tiles, kRasterTokenTiles / kCluster);
+    Item item;
+    item.first_token = (place.tokens * kCluster + rank_) * kTokens;
+    item.end_token = static_cast<int>(matrix_.tokens);
+    item.first_row = place.outputs * kColumns;
+    item.first_shard = apart ? index / tiles : 0;
+    item.last_shard = apart ? item.first_shard + 1 : matrix_.product.shards;
+    item.matrix = 0;
+    return item;
+  }
+  __device__ __forceinline__ void Begin(const Item&) const {}
+  __device__ __forceinline__ void Load(const Item& item, int column, unsigned char* to,
+                                       uint64_t* full) const {
+    constexpr int kPart = kColumns / kCluster;
+    LoadBox(to, tokens_, column, item.first_token, full);
+    unsigned char* part = to + Layout<kColumns>::kTokenBytes + rank_ * kPart * kStageRowBytes;
+    const int first_row = item.first_row + rank_ * kPart;
+    if constexpr (kCluster == 1) {
+      LoadBox(part, weights_, column, first_row, full);
+    } else {
+      LoadBoxForAll(part, weights_, column, first_row, full, (1u << kCluster) - 1);
+    }
+  }
+  __device__ __forceinline__ Target TargetOf(const Item& item) const {
+    Target target = matrix_.target;
+    if (matrix_.partials != nullptr) {
+      target.epilogue.y += item.first_shard * matrix_.tokens * matrix_.product.rows;
+    }
+    return target;
+  }
+
+ private:
+  const TensorMap& tokens_;
+  const TensorMap& weights_;
+  const MatrixProduct& matrix_;
+  const int rank_;
+};
+
+// Where the target is not sm_90a there is no such kernel: a trap.
 template <int kColumns, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     WgmmaKernel(const __grid_constant__ TensorMap tokens, const __grid_constant__ TensorMap weights,
-                const __grid_constant__ Product product) {
+                const __grid_constant__ MatrixProduct matrix) {
 #if defined(VERBATIM_SM90A)
-  using L = Layout<kColumns>;
   VERBATIM_SHARED_MEMORY(shared);
-  unsigned char* const bytes =
-      shared + (L::kAlignment - SharedAddress(shared) % L::kAlignment) % L::kAlignment;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(bytes + L::kBarriersAt);
-  uint64_t* const empty = full + L::kStages;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < L::kStages; ++i) {
-      InitBarrier(&full[i], 1);
-      InitBarrier(&empty[i], kCluster * kConsumers * kWarpgroupThreads / kWarpSize);
-    }
-    FenceAsyncProxy();
-  }
-  SyncBlocks<kCluster>();
-  // By way of a shuffle, so that the compiler sees that a warp's threads have the same.
-  const int group = Shuffle(static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
-  if (group == kConsumers) {
-    FewerRegisters<kProducerRegisters>();
-    if (threadIdx.x % kWarpgroupThreads == 0) {
-      PrefetchMap(tokens);
-      PrefetchMap(weights);
-      Produce<kColumns, kCluster>(tokens, weights, product, bytes, full, empty);
-    }
-    SyncWarp();
-    if constexpr (kCluster > 1) SyncCluster();  // others use this block's memory until they end
-  } else {
-    MoreRegisters<kConsumerRegisters>();
-    Consume<kColumns, kCluster>(product, group, bytes, full, empty);
-    if constexpr (kCluster > 1) SyncCluster();
-  }
+  RunBlock<kColumns, kCluster>(MatrixWork<kColumns, kCluster>(tokens, weights, matrix),
+                               matrix.product, shared);
 #else
   Trap();
 #endif
@@ -75,8 +106,6 @@ __global__ void ProbeKernel(uint32_t* answer) {
 
 int Blocks(int64_t count, int64_t each) { return static_cast<int>((count + each - 1) / each); }
 
-bool IsPair(const void* address) { return reinterpret_cast<uintptr_t>(address) % 8 == 0; }
-
 template <int kColumns, int kCluster>
 int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
   using L = Layout<kColumns>;
@@ -88,34 +117,32 @@ int LaunchTiles(const GemmPinnedArgs& args, uint32_t* stuck, Stream stream) {
   if (error != 0) return error;
   error = MakeTensorMap(part.quants, pitch, part.rows, pitch * 2, kColumns / kCluster, &weights);
   if (error != 0) return error;
-  Product product{.rows = part.rows,
-                  .tokens = args.tokens,
+  MatrixProduct matrix{
+      .product = {.rows = part.rows,
                   .cols = part.cols,
-                  .first_row = part.first_row,
-                  .epilogue = {args.y, args.y_stride, args.bias, args.residual, args.round},
-                  .partials = nullptr,
-                  .stuck = stuck,
                   .shards = shards,
                   .depth = args.shard_depth,
-                  .token_groups = Blocks(args.tokens, kTokens * kCluster),
-                  .output_tiles = Blocks(part.rows, kColumns)};
+                  .stuck = stuck},
+      .tokens = args.tokens,
+      .target = {.epilogue = {args.y, args.y_stride, args.bias, args.residual, args.round},
+                 .first_column = part.first_row},
+      .token_groups = Blocks(args.tokens, kTokens * kCluster),
+      .output_tiles = Blocks(part.rows, kColumns)};
   // Shards get blocks of their own where tiles alone would leave multiprocessors idle.
   const size_t partial_bytes =
       static_cast<size_t>(args.tokens * part.rows) * static_cast<size_t>(shards) * sizeof(float);
   const int clusters = args.multiprocessors > kCluster ? args.multiprocessors / kCluster : 1;
-  if (shards > 1 && partial_bytes <= args.partial_bytes && product.items() * 2 <= clusters) {
-    product.partials = args.partials;
-    product.pairs = part.rows % 2 == 0 && IsPair(args.partials);
-  } else {
-    product.pairs = part.rows % 2 == 0 && args.y_stride % 2 == 0 && part.first_row % 2 == 0 &&
-                    IsPair(args.y) && (args.residual == nullptr || IsPair(args.residual));
+  if (shards > 1 && partial_bytes <= args.partial_bytes && matrix.items() * 2 <= clusters) {
+    matrix.partials = args.partials;
+    matrix.target = {.epilogue = {args.partials, part.rows, nullptr, nullptr, false}};
   }
-  const int used = product.items() < clusters ? product.items() : clusters;
+  matrix.target.pairs = StoresPairs(matrix.target, part.rows);
+  const int used = matrix.items() < clusters ? matrix.items() : clusters;
   error = Launch(
       WgmmaKernel<kColumns, kCluster>,
       {dim3(static_cast<unsigned int>(used * kCluster)), dim3(kThreads), L::kBytes, kCluster},
-      stream, tokens, weights, product);
-  if (error != 0 || product.partials == nullptr) return error;
+      stream, tokens, weights, matrix);
+  if (error != 0 || matrix.partials == nullptr) return error;
   return LaunchJoinShards(args, shards, stream);
 }
 

@@ -8,9 +8,9 @@
 //
 // A tile is 128 tokens × kColumns outputs. Tokens are the instruction's rows: two warpgroups have
 // 64 each, and both of them all outputs. A stage holds 64 columns of k. The blocks of a cluster of
-// kCluster have different tokens and the same outputs, of whose weights each brings an equal part
-// to all. Of the tree's pending sums the first stays in registers; the second, which only a fourth
-// shard needs, too where there is room, else in shared memory.
+// kCluster have different tokens and the same outputs, or the other way around, and of what is the
+// same each brings an equal part to all. Of the tree's pending sums the first stays in registers;
+// the second, which only a fourth shard needs, too where there is room, else in shared memory.
 #pragma once
 
 #include "kernels/cuda/device_sm90.cuh"
@@ -28,6 +28,11 @@ inline constexpr int kSteps = kStageColumns / 16;
 inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kConsumers = kTokens / kGroupTokens;
 inline constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+inline constexpr size_t kMostSharedBytes = 227 << 10;  // of a block
+// Registers of a thread: at launch 65536 / kThreads, rounded down; then shared out anew.
+inline constexpr int kProducerRegisters = 40;
+inline constexpr int kConsumerRegisters = 232;
+static_assert((kProducerRegisters + kConsumers * kConsumerRegisters) * kWarpgroupThreads <= 65536);
 // Tiles that run at the same time share as few rows of weights and tokens as possible: up to so
 // many tiles of tokens take turns before the next outputs.
 inline constexpr int kRasterTokenTiles = 16;
@@ -45,46 +50,54 @@ struct Layout {
   static constexpr int kPendingBytes = kPendingShared ? kTokens * kColumns * 4 : 0;
   static constexpr int kBarriersAt = kPendingAt + kPendingBytes;
   static constexpr int kAlignment = 1024;
-  static constexpr size_t kBytes = kAlignment + kBarriersAt + 2 * kStages * 8;
-  static_assert(kBytes <= (227 << 10));
+  static constexpr int kEnd = kBarriersAt + 2 * kStages * 8;
+  static constexpr size_t kBytes = kAlignment + kEnd;
+  static_assert(kBytes <= kMostSharedBytes);
 };
 
+// What all tiles of a product have in common.
 struct Product {
-  int64_t rows, tokens, cols;
-  int64_t first_row;  // in the whole matrix
-  Epilogue epilogue;
-  bool pairs;       // rows are even, and two neighbouring outputs lie at a multiple of 8 bytes
-  float* partials;  // [shards][tokens][rows]: shards are items of their own; null: joined here
-  uint32_t* stuck;  // host memory: set when a barrier's phase never ended
+  int64_t rows, cols;
   int shards, depth;
-  int token_groups;  // of as many tiles as a cluster has blocks
-  int output_tiles;
-
-  VERBATIM_HD int items() const {
-    return token_groups * output_tiles * (partials != nullptr ? shards : 1);
-  }
+  uint32_t* stuck;  // host memory: set when a barrier's phase never ended
 };
 
-// What a cluster computes at a time.
+// What a block computes at a time: a tile, its first token and output, and shards of the reduction.
+// `matrix` is 0 where there is one matrix.
 struct Item {
-  int token_group, output_tile;
+  int first_token, end_token;  // tokens from end_token on are not stored
+  int first_row;
   int first_shard, last_shard;
+  int matrix;
 };
-template <int kCluster>
-__device__ __forceinline__ Item ItemAt(const Product& product, int index) {
-  constexpr int kRasterGroups = kRasterTokenTiles / kCluster;
-  const int tiles = product.token_groups * product.output_tiles;
-  Item item;
-  item.first_shard = product.partials != nullptr ? index / tiles : 0;
-  item.last_shard = product.partials != nullptr ? item.first_shard + 1 : product.shards;
-  const int tile = index % tiles;
-  const int first = tile / (kRasterGroups * product.output_tiles) * kRasterGroups;
-  const int left = product.token_groups - first;
-  const int together = left < kRasterGroups ? left : kRasterGroups;
-  const int in_raster = tile - first * product.output_tiles;
-  item.token_group = first + in_raster % together;
-  item.output_tile = in_raster / together;
-  return item;
+
+// Where the tile's sums go.
+struct Target {
+  Epilogue epilogue;
+  int64_t first_column;
+  bool pairs;  // rows are even, and two neighbouring outputs lie at a multiple of 8 bytes
+};
+
+// What Target::pairs is, for the launch.
+inline bool StoresPairs(const Target& target, int64_t rows) {
+  const auto is_pair = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 8 == 0; };
+  const Epilogue& epilogue = target.epilogue;
+  return rows % 2 == 0 && epilogue.y_stride % 2 == 0 && target.first_column % 2 == 0 &&
+         is_pair(epilogue.y) && is_pair(epilogue.residual);
+}
+
+// Tile `index` of so many tiles of tokens (or of clusters' groups of them) and of outputs: up to
+// `turns` of the former take turns before the next outputs.
+struct RasterPlace {
+  int tokens, outputs;
+};
+__device__ __forceinline__ RasterPlace PlaceInRaster(int index, int token_tiles, int output_tiles,
+                                                     int turns) {
+  const int first = index / (turns * output_tiles) * turns;
+  const int left = token_tiles - first;
+  const int together = left < turns ? left : turns;
+  const int in_raster = index - first * output_tiles;
+  return {first + in_raster % together, in_raster / together};
 }
 
 // Stages of the columns before shard `shard`: chunks are whole stages, but for the matrix's end.
@@ -126,34 +139,34 @@ __device__ __forceinline__ void Free(uint64_t* empty, int lane) {
   }
 }
 
+// The items of all blocks are those of a `Work`, which every thread has a copy of:
+//   void Prepare(unsigned char* memory)  by the whole block, before a barrier of it; `memory` is
+//                                        what lies behind the layout
+//   int items()                          of a cluster
+//   Item At(int index)                   a cluster's item, as this block of it computes it; indices
+//                                        ascend
+//   void Begin(const Item&)              before the loads for an item, by the thread that does them
+//   void Load(const Item&, int column, unsigned char* to, uint64_t* full)
+//                                        brings a stage of this block, with others of its cluster
+//   Target TargetOf(const Item&)
+
 // Fills stages as they become free, for all items of the block; one thread.
-template <int kColumns, int kCluster>
-__device__ __forceinline__ void Produce(const TensorMap& tokens, const TensorMap& weights,
-                                        const Product& product, unsigned char* stages,
+template <int kColumns, int kCluster, class Work>
+__device__ __forceinline__ void Produce(Work work, const Product& product, unsigned char* stages,
                                         uint64_t* full, uint64_t* empty) {
   using L = Layout<kColumns>;
-  constexpr int kPart = kColumns / kCluster;
-  const int rank = kCluster > 1 ? static_cast<int>(ClusterRank()) : 0;
-  const int items = product.items();
+  const int items = work.items();
   Place<L::kStages> place;
   for (int index = static_cast<int>(blockIdx.x) / kCluster; index < items;
        index += static_cast<int>(gridDim.x) / kCluster) {
-    const Item item = ItemAt<kCluster>(product, index);
-    const int first_token = (item.token_group * kCluster + rank) * kTokens;
+    const Item item = work.At(index);
+    work.Begin(item);
     const int end = StagesBefore(product, item.last_shard);
     for (int stage = StagesBefore(product, item.first_shard); stage < end; ++stage) {
       WaitOrTrap(&empty[place.slot], place.parity ^ 1, product.stuck);
-      unsigned char* to = stages + place.slot * L::kStageBytes;
       ArriveAndExpect(&full[place.slot], L::kStageBytes);
-      LoadBox(to, tokens, stage * kStageColumns, first_token, &full[place.slot]);
-      unsigned char* part = to + L::kTokenBytes + rank * kPart * kStageRowBytes;
-      const int first_row = item.output_tile * kColumns + rank * kPart;
-      if constexpr (kCluster == 1) {
-        LoadBox(part, weights, stage * kStageColumns, first_row, &full[place.slot]);
-      } else {
-        LoadBoxForAll(part, weights, stage * kStageColumns, first_row, &full[place.slot],
-                      (1u << kCluster) - 1);
-      }
+      work.Load(item, stage * kStageColumns, stages + place.slot * L::kStageBytes,
+                &full[place.slot]);
       place.Advance();
     }
   }
@@ -260,9 +273,9 @@ __device__ __forceinline__ void StoreTile(const Epilogue& epilogue, int64_t firs
 }
 
 // Multiplies what Produce brings, for all items of the block: warpgroup `group` of kConsumers.
-template <int kColumns, int kCluster>
-__device__ __forceinline__ void Consume(const Product& product, int group, unsigned char* bytes,
-                                        uint64_t* full, uint64_t* empty) {
+template <int kColumns, int kCluster, class Work>
+__device__ __forceinline__ void Consume(Work work, const Product& product, int group,
+                                        unsigned char* bytes, uint64_t* full, uint64_t* empty) {
   using L = Layout<kColumns>;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroupThreads;
   const int lane = thread % kWarpSize, warp = thread / kWarpSize;
@@ -270,12 +283,11 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
   float* pending =
       reinterpret_cast<float*>(bytes + L::kPendingAt) + group * kWarpgroupThreads + thread;
   constexpr int kPitch = kConsumers * kWarpgroupThreads;
-  const int rank = kCluster > 1 ? static_cast<int>(ClusterRank()) : 0;
-  const int items = product.items();
+  const int items = work.items();
   Place<L::kStages> place;
   for (int index = static_cast<int>(blockIdx.x) / kCluster; index < items;
        index += static_cast<int>(gridDim.x) / kCluster) {
-    const Item item = ItemAt<kCluster>(product, index);
+    const Item item = work.At(index);
     const int shards = item.last_shard - item.first_shard;
     float sums[L::kSums], left[L::kSums] = {};
     [[maybe_unused]] float third[L::kPendingShared ? 1 : L::kSums] = {};
@@ -310,24 +322,60 @@ __device__ __forceinline__ void Consume(const Product& product, int group, unsig
         left[i] = shard == 0 ? sum : left[i] + sum;
       }
     }
-    const int64_t first_token = static_cast<int64_t>(item.token_group * kCluster + rank) * kTokens +
-                                group * kGroupTokens + warp * 16 + lane / 4;
-    const int64_t first_row = static_cast<int64_t>(item.output_tile) * kColumns + 2 * (lane % 4);
-    Epilogue epilogue = product.epilogue;
-    int64_t first_column = product.first_row;
-    if (product.partials != nullptr) {
-      float* partials = product.partials + item.first_shard * product.tokens * product.rows;
-      epilogue = {partials, product.rows, nullptr, nullptr, false};
-      first_column = 0;
-    }
-    if (product.pairs) {
-      StoreTile<true, kColumns>(epilogue, first_column, product.tokens, product.rows, first_token,
-                                first_row, left);
+    const int64_t first_token = item.first_token + group * kGroupTokens + warp * 16 + lane / 4;
+    const int64_t first_row = item.first_row + 2 * (lane % 4);
+    const Target target = work.TargetOf(item);
+    if (target.pairs) {
+      StoreTile<true, kColumns>(target.epilogue, target.first_column, item.end_token, product.rows,
+                                first_token, first_row, left);
     } else {
-      StoreTile<false, kColumns>(epilogue, first_column, product.tokens, product.rows, first_token,
-                                 first_row, left);
+      StoreTile<false, kColumns>(target.epilogue, target.first_column, item.end_token, product.rows,
+                                 first_token, first_row, left);
     }
     SyncWarp();
+  }
+}
+
+template <int kCluster>
+__device__ __forceinline__ void SyncBlocks() {
+  if constexpr (kCluster == 1) {
+    SyncThreads();
+  } else {
+    SyncCluster();
+  }
+}
+
+// A block of kThreads threads: the last warpgroup's first thread brings what the others multiply.
+// `shared` has Layout::kBytes and what the work prepares.
+template <int kColumns, int kCluster, class Work>
+__device__ __forceinline__ void RunBlock(Work work, const Product& product, unsigned char* shared) {
+  using L = Layout<kColumns>;
+  unsigned char* const bytes =
+      shared + (L::kAlignment - SharedAddress(shared) % L::kAlignment) % L::kAlignment;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(bytes + L::kBarriersAt);
+  uint64_t* const empty = full + L::kStages;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < L::kStages; ++i) {
+      InitBarrier(&full[i], 1);
+      InitBarrier(&empty[i], kCluster * kConsumers * kWarpgroupThreads / kWarpSize);
+    }
+    FenceAsyncProxy();
+  }
+  work.Prepare(bytes + L::kEnd);
+  SyncBlocks<kCluster>();
+  // By way of a shuffle, so that the compiler sees that a warp's threads have the same.
+  const int group = Shuffle(static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  if (group == kConsumers) {
+    FewerRegisters<kProducerRegisters>();
+    if (threadIdx.x % kWarpgroupThreads == 0) {
+      Produce<kColumns, kCluster>(work, product, bytes, full, empty);
+    }
+    SyncWarp();
+    if constexpr (kCluster > 1) SyncCluster();  // others use this block's memory until they end
+  } else {
+    MoreRegisters<kConsumerRegisters>();
+    Consume<kColumns, kCluster>(work, product, group, bytes, full, empty);
+    if constexpr (kCluster > 1) SyncCluster();
   }
 }
 
