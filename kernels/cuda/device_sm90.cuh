@@ -101,10 +101,17 @@ __device__ __forceinline__ bool WaitForPhase(uint64_t* barrier, uint32_t parity)
 __device__ __forceinline__ void PrefetchMap(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
+// The map at a multiple of 64 in device memory, which was copied there before the kernel: for boxes
+// that this thread starts from now on. Device memory is not where such copies look for maps, so
+// that each block must have what was written there made known to them.
+__device__ __forceinline__ const TensorMap& AcquireMap(const void* map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+  return *static_cast<const TensorMap*>(map);
+}
 // Starts the copy of the map's box whose first element is (row, column) to `shared`, a multiple of
 // 1024: box row r is 128 bytes at 128 r, its 16-byte segment s at s ^ (r % 8); elements that do not
 // exist are zero. The box's bytes, all of them, count for `barrier`. The map is a __grid_constant__
-// parameter of the kernel.
+// parameter of the kernel, or was acquired.
 __device__ __forceinline__ void LoadBox(void* shared, const TensorMap& map, int column, int row,
                                         uint64_t* barrier) {
   asm volatile(

@@ -6,25 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/gemm_test_matrices.h"
-#include "kernels/cuda/backend_pair_test.h"
 #include "kernels/cuda/launchers.h"
-#include "kernels/cuda/shared_memory.h"
+#include "kernels/cuda/wgmma_test.h"
 #include "kernels/numerics/bf16.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
-
-// Values whose magnitudes spread over many powers of two, some of them zero.
-std::vector<float> SpreadFloats(size_t count, uint32_t seed) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(count);
-  for (float& v : values) {
-    const int exponent = static_cast<int>(rng() % 33) - 16;
-    v = rng() % 16 == 0 ? 0.0f : std::ldexp(normal(rng), exponent);
-  }
-  return values;
-}
 
 struct Case {
   int64_t rows, cols, tokens;
@@ -44,35 +31,8 @@ struct Case {
   }
 };
 
-class GemmPinnedWgmmaTest : public BackendPairTest {
+class GemmPinnedWgmmaTest : public WgmmaTest {
  protected:
-  void SetUp() override {
-    BackendPairTest::SetUp();
-    if (IsSkipped() || HasFatalFailure()) return;
-    Arrays arrays(*cuda_);
-    uint32_t* answer = arrays.Put(std::vector<uint32_t>{7});
-    auto info = runtime::OpenDevice(0);
-    ASSERT_TRUE(info.ok());
-    if (!test_device::Emulated() && info->major != 9) GTEST_SKIP() << "the device has no wgmma";
-    if (cuda_->Describe().find("(as asked)") != std::string::npos) {
-      GTEST_SKIP() << "VERBATIM_PINNED_GEMM forbids it";
-    }
-    const absl::Status allowed = AllowSharedMemory(*info, GemmPinnedWgmmaNeeds());
-    ASSERT_TRUE(allowed.ok()) << allowed;
-    Run([&](Stream stream) { return LaunchWgmmaProbe(answer, stream); });
-    ASSERT_EQ(arrays.Get(answer, 1)[0], 1u) << "this program has no code for sm_90a";
-  }
-
-  template <class Launch>
-  void Run(Launch launch) {
-    auto stream = runtime::CreateStream();
-    ASSERT_TRUE(stream.ok());
-    EXPECT_TRUE(runtime::LaunchStatus("test", launch(*stream)).ok());
-    const absl::Status status = runtime::Synchronize(*stream);
-    EXPECT_TRUE(status.ok()) << status;
-    runtime::DestroyStream(*stream);
-  }
-
   // Every form and schedule gives the same y, padding included.
   void ExpectEqualForms(const Case& c) {
     SCOPED_TRACE(c.Name());

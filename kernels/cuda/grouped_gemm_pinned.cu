@@ -12,7 +12,6 @@ namespace {
 
 using namespace gemm_pinned;
 
-constexpr int32_t kFewPlaces = 32;
 constexpr int64_t kIdleRowTiles = 4;
 constexpr int kRoundThreads = 256;
 
@@ -151,12 +150,18 @@ int LaunchRoundRows(const RoundRowsArgs& args, Stream stream) {
                 stream, args);
 }
 
-int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream) {
+int LaunchGroupedGemmFewPlaces(const GroupedGemmArgs& args, Stream stream) {
   const int shards = ShardCount(numerics::ChunkCount(args.cols), args.shard_depth);
   const int64_t count = args.places.end - args.places.begin;
   if (count <= 8) return LaunchFewPlaces<1>(args, shards, stream);
   if (count <= 16) return LaunchFewPlaces<2>(args, shards, stream);
-  const int error = LaunchFewPlaces<4>(args, shards, stream);
+  return LaunchFewPlaces<4>(args, shards, stream);
+}
+
+int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream) {
+  const int shards = ShardCount(numerics::ChunkCount(args.cols), args.shard_depth);
+  const int64_t count = args.places.end - args.places.begin;
+  const int error = LaunchGroupedGemmFewPlaces(args, stream);
   if (error != 0 || count <= kFewPlaces) return error;
   // Tiles as long as an expert's share.
   if (count <= 64 * args.places.num_experts) return LaunchManyPlaces<4>(args, shards, stream);

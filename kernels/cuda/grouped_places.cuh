@@ -9,6 +9,9 @@
 
 namespace verbatim::kernels::cuda {
 
+// PINNED: experts with so many places or fewer are computed a warp a shard.
+inline constexpr int32_t kFewPlaces = 32;
+
 // Consecutive places of one expert.
 struct PlaceTile {
   int32_t expert;
@@ -25,6 +28,15 @@ __device__ __forceinline__ PlaceTile PlacesOf(const GroupedPlaces& places, int32
   return {expert, first, last > first ? last - first : 0};
 }
 
+// The sum of the lanes' counts up to this lane's. By whole warps.
+__device__ __forceinline__ int32_t SumThrough(int32_t count, int lane) {
+  for (int delta = 1; delta < kWarpSize; delta *= 2) {
+    const int32_t lower = ShuffleUp(count, delta);
+    if (lane >= delta) count += lower;
+  }
+  return count;
+}
+
 // Tile `index` of at most `most` places, in ascending order of experts, counting those with more
 // than `above` and at most `up_to` places. Called by whole warps; the same for all lanes.
 __device__ __forceinline__ PlaceTile FindTile(const GroupedPlaces& places, int32_t above,
@@ -36,11 +48,7 @@ __device__ __forceinline__ PlaceTile FindTile(const GroupedPlaces& places, int32
     if (own.expert < places.num_experts) own = PlacesOf(places, own.expert);
     const bool counts = own.count > above && own.count <= up_to;
     const int32_t tiles = counts ? (own.count + most - 1) / most : 0;
-    int32_t through = tiles;  // tiles of lanes up to this one
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const int32_t lower = ShuffleUp(through, delta);
-      if (lane >= delta) through += lower;
-    }
+    const int32_t through = SumThrough(tiles, lane);
     const int32_t all = Shuffle(through, 31);
     if (index < before + all) {
       const int source = PopCount(Ballot(before + through <= index));

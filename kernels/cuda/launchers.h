@@ -236,7 +236,8 @@ int LaunchJoinShards(const GemmPinnedArgs& args, int shards, Stream stream);
 // for something that never came.
 struct WgmmaTiles {
   int columns;  // a tile is 128 tokens × 128 or 192 outputs
-  int cluster;  // 1 or 2 blocks, with different tokens, that read the same weights once
+  int cluster;  // 1 or 2 blocks, with different tokens, that read the same weights once; in
+                // products of experts with different outputs, that read the same tokens once
 };
 inline constexpr WgmmaTiles kWgmmaTiles[] = {{128, 1}, {192, 1}, {128, 2}, {192, 2}};
 int LaunchGemmPinnedWgmma(const GemmPinnedArgs& args, const WgmmaTiles& tiles, uint32_t* stuck,
@@ -316,6 +317,7 @@ struct GroupedGemmArgs {
   GroupedPlaces places;
   DType format;
   const PackedPart* parts;  // [num_experts], device memory; without rows where the format differs
+  const void* maps;         // [num_experts], device memory: MakeWeightMaps; null: by mma.sync only
   int64_t most_rows;        // of a part
   int64_t cols;
   const float* x;  // PORTABLE
@@ -329,6 +331,19 @@ struct GroupedGemmArgs {
 };
 int LaunchGroupedGemmPortable(const GroupedGemmArgs& args, Stream stream);
 int LaunchGroupedGemmPinned(const GroupedGemmArgs& args, Stream stream);
+// The part of it that is the products of experts with few places, and the check of all places.
+int LaunchGroupedGemmFewPlaces(const GroupedGemmArgs& args, Stream stream);
+
+// Experts with more places by wgmma, as LaunchGemmPinnedWgmma; all of one shape, and an expert's
+// rounded rows one after the other: args.places.rows is null.
+int LaunchGroupedGemmWgmma(const GroupedGemmArgs& args, const WgmmaTiles& tiles,
+                           int multiprocessors, uint32_t* stuck, Stream stream);
+// Whether it can be called for these: a function of the shapes, and of whether there are maps.
+bool WgmmaCanComputeExperts(const GroupedGemmArgs& args);
+// Fills `maps`, kWeightMapBytes for each part of BF16 in host memory, with what their copies in
+// device memory, at a multiple of 64, are for the launcher above.
+inline constexpr size_t kWeightMapBytes = 128;
+int MakeWeightMaps(const PackedPart* parts, int64_t count, void* maps);
 
 // The rows of x at the places [first_row, first_row + num_rows) as bf16 with a pitch of
 // RowPitch(cols) elements; columns and rows that do not exist are +0.

@@ -29,6 +29,7 @@ SharedNeeds GemmPortableNeeds();
 SharedNeeds GroupedGemmPinnedNeeds();
 SharedNeeds GroupedGemmPortableNeeds();
 SharedNeeds GemmPinnedWgmmaNeeds();
+SharedNeeds GroupedGemmWgmmaNeeds();
 
 // What every backend must be able to launch: all but wgmma.
 SharedNeeds CommonNeeds();

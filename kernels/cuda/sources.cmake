@@ -11,6 +11,7 @@ set(VERBATIM_CUDA_KERNELS
   gemm_portable.cu
   grouped_gemm_pinned.cu
   grouped_gemm_portable.cu
+  grouped_gemm_wgmma.cu
   kv_write.cu
   moe_combine.cu
   moe_permute.cu
@@ -48,6 +49,7 @@ set(VERBATIM_CUDA_TESTS
   gemm_pinned_wgmma_test
   gemm_portable_test
   grouped_gemm_test
+  grouped_gemm_wgmma_test
   library_gemm_test
   moe_test
   random_weights_test

@@ -44,6 +44,12 @@ inline bool WaitForPhase(uint64_t* barrier, uint32_t parity, VERBATIM_HERE) {
   return true;
 }
 inline void PrefetchMap(const TensorMap&) {}
+inline const TensorMap& AcquireMap(const void* map, VERBATIM_HERE) {
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0) {
+    simt::Fault("a map that is not at a multiple of 64", nullptr, where);
+  }
+  return *static_cast<const TensorMap*>(map);
+}
 inline void LoadBox(void* shared, const TensorMap& map, int column, int row, uint64_t* barrier,
                     VERBATIM_HERE) {
   simt::CopyBox(shared, map, column, row, barrier, 1u << simt::ClusterRank(), where);
