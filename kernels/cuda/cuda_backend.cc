@@ -42,10 +42,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     if (!buffer.ok()) return buffer.status();
     *wanted.buffer = *std::move(buffer);
   }
-  absl::StatusOr<std::unique_ptr<ExpertTables>> expert_tables =
-      ExpertTables::Create(options.expert_table_bytes, *backend->uploader_);
-  if (!expert_tables.ok()) return expert_tables.status();
-  backend->expert_tables_ = *std::move(expert_tables);
   absl::StatusOr<std::unique_ptr<PinnedBuffer>> fault_copy = PinnedBuffer::Create(sizeof(uint32_t));
   if (!fault_copy.ok()) return fault_copy.status();
   backend->fault_copy_ = *std::move(fault_copy);
@@ -57,6 +53,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       options.matrix_units && options.wgmma, backend->info_, *backend->uploader_, *stream);
   if (!form.ok()) return form.status();
   backend->pinned_form_ = *std::move(form);
+  absl::StatusOr<std::unique_ptr<ExpertTables>> expert_tables = ExpertTables::Create(
+      options.expert_table_bytes, backend->pinned_form_->IsByWgmma(), *backend->uploader_);
+  if (!expert_tables.ok()) return expert_tables.status();
+  backend->expert_tables_ = *std::move(expert_tables);
   if (options.matrix_units && options.library_products) {
     absl::StatusOr<std::unique_ptr<LibraryGemm>> library =
         LibraryGemm::Open(options.library_workspace_bytes);
@@ -183,7 +183,7 @@ absl::StatusOr<std::unique_ptr<WeightMatrix>> CudaBackend::LoadMatrix(
   absl::StatusOr<std::unique_ptr<CudaMatrix>> matrix =
       CudaMatrix::Load(parts, options, options_.matrix_units, weights_, *uploader_);
   if (!matrix.ok()) return matrix.status();
-  absl::Status checked = pinned_form_->Check((*matrix)->bf16(), options.shard_depth, *uploader_);
+  absl::Status checked = pinned_form_->Check((*matrix)->bf16(), options, *uploader_);
   if (!checked.ok()) return checked;
   return std::unique_ptr<WeightMatrix>(*std::move(matrix));
 }

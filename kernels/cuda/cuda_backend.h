@@ -44,8 +44,9 @@ struct CudaBackendOptions {
   size_t workspace_bytes = size_t{256} << 20;
   // Page tables and rows of one batch.
   size_t table_bytes = size_t{16} << 20;
-  // Which weights the experts of every layer have: 64 bytes for each expert and product.
-  size_t expert_table_bytes = size_t{4} << 20;
+  // Which weights the experts of every layer have: for each expert and product 64 bytes under
+  // PORTABLE, and 64 for matrix units, 192 with wgmma.
+  size_t expert_table_bytes = size_t{16} << 20;
   size_t staging_slot_bytes = size_t{4} << 20;
   // Logits that sampling changes, and the lists (bias, penalties, most probable tokens) of its
   // rows.

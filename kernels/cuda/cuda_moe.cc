@@ -161,11 +161,25 @@ absl::Status CudaBackend::GroupedGemm(const GroupedGemmParams& params) {
 absl::Status CudaBackend::GroupedGemmOnMatrixUnits(const GroupedGemmParams& params,
                                                    GroupedGemmArgs args,
                                                    absl::Span<const ExpertParts> tables) {
-  // All rows of x as bf16 at once where the workspace holds them; otherwise place by place, in
-  // slices. Neither changes bits.
+  const auto use = [&](const ExpertParts& table) {
+    args.format = table.format;
+    args.parts = table.parts;
+    args.maps = table.maps;
+    args.most_rows = table.most_rows;
+  };
+  args.rounded_x = workspace_->data();
+  // All rows of x as bf16 at once where the workspace holds them; otherwise, and where warpgroups
+  // want an expert's rows one after the other, place by place, in slices. Neither changes bits.
   const int64_t row_bytes = RowPitch(args.cols) * 2;
   const int64_t room = static_cast<int64_t>(workspace_->size_bytes()) / row_bytes;
-  const bool whole = params.x_rows <= room;
+  bool whole = params.x_rows <= room;
+  if (params.rows != nullptr) {
+    use(tables.front());
+    GroupedGemmArgs gathered = args;
+    gathered.places.end = gathered.places.x_rows = params.max_places;
+    gathered.places.rows = nullptr;
+    whole = whole && !pinned_form_->IsByWgmma(gathered);
+  }
   const int64_t slice = std::min(kMostPlaces, whole ? params.max_places : room);
   if (slice == 0) {
     return absl::ResourceExhaustedError(
@@ -187,7 +201,6 @@ absl::Status CudaBackend::GroupedGemmOnMatrixUnits(const GroupedGemmParams& para
     args.places.rows = nullptr;  // gathered by the rounding
     args.places.x_rows = params.max_places;
   }
-  args.rounded_x = workspace_->data();
   for (int64_t first = 0; first < params.max_places && status.ok(); first += slice) {
     args.places.begin = first;
     args.places.end = std::min(first + slice, params.max_places);
@@ -198,10 +211,8 @@ absl::Status CudaBackend::GroupedGemmOnMatrixUnits(const GroupedGemmParams& para
     }
     for (const ExpertParts& table : tables) {
       if (!status.ok()) return status;
-      args.format = table.format;
-      args.parts = table.parts;
-      args.most_rows = table.most_rows;
-      status = runtime::LaunchStatus("GroupedGemm", LaunchGroupedGemmPinned(args, stream_));
+      use(table);
+      status = runtime::LaunchStatus("GroupedGemm", pinned_form_->Launch(args, stream_));
     }
   }
   return status;

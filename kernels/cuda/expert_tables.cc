@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/runtime.h"
 
 namespace verbatim::kernels::cuda {
 namespace {
@@ -41,10 +43,11 @@ absl::StatusOr<std::vector<const CudaMatrix*>> MatricesOf(
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertTables>> ExpertTables::Create(size_t size_bytes,
+                                                                   bool with_maps,
                                                                    Uploader& uploader) {
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> memory = DeviceBuffer::Create(size_bytes);
   if (!memory.ok()) return memory.status();
-  return std::unique_ptr<ExpertTables>(new ExpertTables(*std::move(memory), uploader));
+  return std::unique_ptr<ExpertTables>(new ExpertTables(*std::move(memory), with_maps, uploader));
 }
 
 void ExpertTables::Forget() {
@@ -90,7 +93,10 @@ absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMat
       parts[table * experts->size() + e] = part;
     }
   }
-  const size_t size_bytes = parts.size() * sizeof(PackedPart);
+  // Behind the parts the maps, all of it at multiples of 64.
+  const size_t parts_bytes = (parts.size() * sizeof(PackedPart) + 63) / 64 * 64;
+  std::vector<char> maps(bf16 && with_maps_ ? parts.size() * kWeightMapBytes : 0);
+  const size_t size_bytes = parts_bytes + maps.size();
   if (size_bytes > memory_->size_bytes()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("GroupedGemm: the table of ", experts->size(), " experts needs ", size_bytes,
@@ -104,13 +110,22 @@ absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMat
   }
   // In stream order: products that were put on it before read the tables as they were.
   if (used_bytes_ + size_bytes > memory_->size_bytes()) Forget();
-  auto* device = reinterpret_cast<PackedPart*>(static_cast<char*>(memory_->data()) + used_bytes_);
-  if (absl::Status status = uploader_.Upload(device, parts.data(), size_bytes); !status.ok()) {
-    return status;
+  char* const memory = static_cast<char*>(memory_->data()) + used_bytes_;
+  auto* device = reinterpret_cast<PackedPart*>(memory);
+  absl::Status status = uploader_.Upload(device, parts.data(), parts.size() * sizeof(PackedPart));
+  if (!maps.empty()) {
+    status.Update(runtime::LaunchStatus(
+        "GroupedGemm",
+        MakeWeightMaps(parts.data(), static_cast<int64_t>(parts.size()), maps.data())));
+    status.Update(uploader_.Upload(memory + parts_bytes, maps.data(), maps.size()));
   }
+  if (!status.ok()) return status;
   used_bytes_ += size_bytes;
   for (size_t table = 0; table < tables.size(); ++table) {
     tables[table].parts = device + table * experts->size();
+    if (!maps.empty()) {
+      tables[table].maps = memory + parts_bytes + table * experts->size() * kWeightMapBytes;
+    }
   }
   return &known_.emplace(key_, std::move(result)).first->second;
 }

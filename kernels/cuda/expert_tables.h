@@ -21,6 +21,7 @@ struct ExpertParts {
   DType format = DType::kF32;
   int64_t most_rows = 0;              // of a part
   const PackedPart* parts = nullptr;  // [experts], device memory; no rows where there is none
+  const void* maps = nullptr;         // of bf16 copies, for wgmma (MakeWeightMaps); or null
 };
 
 struct ExpertWeights {
@@ -33,8 +34,8 @@ struct ExpertWeights {
 // in a running model every layer's are there after the first step.
 class ExpertTables {
  public:
-  // The uploader must outlive the result.
-  static absl::StatusOr<std::unique_ptr<ExpertTables>> Create(size_t size_bytes,
+  // The uploader must outlive the result. `with_maps`: tables of bf16 copies also have maps.
+  static absl::StatusOr<std::unique_ptr<ExpertTables>> Create(size_t size_bytes, bool with_maps,
                                                               Uploader& uploader);
 
   // The tables of the experts' parts, or of their bf16 copies; valid until the next call.
@@ -46,11 +47,12 @@ class ExpertTables {
   uint64_t epoch() const { return epoch_; }
 
  private:
-  ExpertTables(std::unique_ptr<DeviceBuffer> memory, Uploader& uploader)
-      : memory_(std::move(memory)), uploader_(uploader) {}
+  ExpertTables(std::unique_ptr<DeviceBuffer> memory, bool with_maps, Uploader& uploader)
+      : memory_(std::move(memory)), with_maps_(with_maps), uploader_(uploader) {}
   void Forget();
 
   const std::unique_ptr<DeviceBuffer> memory_;
+  const bool with_maps_;
   Uploader& uploader_;
   size_t used_bytes_ = 0;
   using Key = std::pair<bool, std::vector<const WeightMatrix*>>;

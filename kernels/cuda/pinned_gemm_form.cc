@@ -13,8 +13,10 @@
 namespace verbatim::kernels::cuda {
 namespace {
 
-// Two tiles of tokens, the second not full.
+// Two tiles of tokens, the second not full; or one and part of one of two of three experts.
 constexpr int64_t kCheckedTokens = 128 + 35;
+constexpr int32_t kCheckedOffsets[] = {0, 35, 35, kCheckedTokens};
+constexpr size_t kCheckedExperts = std::size(kCheckedOffsets) - 1;
 constexpr int64_t kCheckedOutputBytes = int64_t{32} << 20;
 
 // Numbers that follow from a seed (SplitMix64).
@@ -64,20 +66,89 @@ absl::StatusOr<std::unique_ptr<DeviceBuffer>> Put(const std::vector<uint16_t>& v
   return buffer;
 }
 
+int64_t Blocks(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+// A cluster halves what the operand that its blocks share costs the second-level cache; it is left
+// out where its last tile of the other would be empty and a large part of the work.
+int ClusterFor(int64_t tiles) { return tiles % 2 == 0 || tiles > 8 ? 2 : 1; }
+
 // What takes turns least, counted in bytes of shared memory read. The wider tile reads fewer a
-// product, by a ninth; the narrower one may fill the last turn better. A cluster halves what
-// weights cost the second-level cache; it is left out where its last tile of tokens would be empty
-// and a large part of the work.
-WgmmaTiles TilesFor(const GemmPinnedArgs& args) {
-  const int64_t token_tiles = (args.tokens + 127) / 128;
-  const int cluster = token_tiles % 2 == 0 || token_tiles > 8 ? 2 : 1;
-  const int64_t tiles = (token_tiles + cluster - 1) / cluster * cluster;
-  const auto turns = [&](int64_t columns) {
-    const int64_t all = tiles * ((args.part.rows + columns - 1) / columns);
-    return (all + args.multiprocessors - 1) / args.multiprocessors;
+// product, by a ninth; the narrower one may fill the last turn better. `tiles(columns)` says how
+// many there are.
+template <class Tiles>
+int ColumnsFor(int multiprocessors, Tiles tiles) {
+  const auto cost = [&](int64_t columns, int64_t bytes) {
+    return Blocks(tiles(columns), multiprocessors) * columns * bytes;
   };
-  return {turns(128) * 128 * 9 < turns(192) * 192 * 8 ? 128 : 192, cluster};
+  return cost(128, 9) < cost(192, 8) ? 128 : 192;
 }
+
+WgmmaTiles TilesFor(const GemmPinnedArgs& args) {
+  const int64_t token_tiles = Blocks(args.tokens, 128);
+  const int cluster = ClusterFor(token_tiles);
+  const int64_t all_tokens = Blocks(token_tiles, cluster) * cluster;
+  const auto tiles = [&](int64_t columns) { return all_tokens * Blocks(args.part.rows, columns); };
+  return {ColumnsFor(args.multiprocessors, tiles), cluster};
+}
+
+WgmmaTiles TilesFor(const GroupedGemmArgs& args, int multiprocessors) {
+  // As many as there are when experts' last tiles are half full.
+  const GroupedPlaces& places = args.places;
+  const int64_t place_tiles = Blocks(places.end - places.begin + 64 * places.num_experts, 128);
+  const auto cluster = [&](int64_t columns) { return ClusterFor(Blocks(args.most_rows, columns)); };
+  const int columns = ColumnsFor(multiprocessors, [&](int64_t columns) {
+    const int blocks = cluster(columns);
+    return place_tiles * Blocks(args.most_rows, columns * blocks) * blocks;
+  });
+  return {columns, cluster(columns)};
+}
+
+// A launch's arguments with all experts' weights those of one matrix.
+class OneMatrixAsExperts {
+ public:
+  absl::Status Init(const PackedPart& part, Uploader& uploader) {
+    Tables tables{};
+    for (size_t e = 0; e < kCheckedExperts; ++e) {
+      tables.parts[e] = part;
+      const int error = MakeWeightMaps(&part, 1, tables.maps[e]);
+      if (error != 0) return runtime::LaunchStatus("GroupedGemm", error);
+      tables.offsets[e + 1] = kCheckedOffsets[e + 1];
+    }
+    absl::StatusOr<std::unique_ptr<DeviceBuffer>> buffer = DeviceBuffer::Create(sizeof(Tables));
+    if (!buffer.ok()) return buffer.status();
+    buffer_ = *std::move(buffer);
+    return uploader.Upload(buffer_->data(), &tables, sizeof(tables));
+  }
+  GroupedGemmArgs Args(const GemmPinnedArgs& dense) const {
+    auto* tables = static_cast<Tables*>(buffer_->data());
+    return {.places = {.offsets = tables->offsets,
+                       .num_experts = kCheckedExperts,
+                       .begin = 0,
+                       .end = dense.tokens,
+                       .max_places = dense.tokens,
+                       .rows = nullptr,
+                       .x_rows = dense.tokens,
+                       .fault = &tables->fault},
+            .format = DType::kBF16,
+            .parts = tables->parts,
+            .maps = tables->maps,
+            .most_rows = dense.part.rows,
+            .cols = dense.part.cols,
+            .rounded_x = dense.rounded_x,
+            .y = dense.y,
+            .y_stride = dense.y_stride,
+            .shard_depth = dense.shard_depth};
+  }
+
+ private:
+  struct Tables {
+    char maps[kCheckedExperts][kWeightMapBytes];
+    PackedPart parts[kCheckedExperts];
+    int32_t offsets[kCheckedExperts + 1];
+    uint32_t fault;
+  };
+  std::unique_ptr<DeviceBuffer> buffer_;
+};
 
 }  // namespace
 
@@ -94,10 +165,12 @@ absl::StatusOr<std::unique_ptr<PinnedGemmForm>> PinnedGemmForm::Create(
     form->why_not_ = "as asked";
     return form;
   }
-  if (absl::Status allowed = AllowSharedMemory(device, GemmPinnedWgmmaNeeds()); !allowed.ok()) {
-    if (!absl::IsFailedPrecondition(allowed)) return allowed;
-    form->why_not_ = std::string(allowed.message());
-    return form;
+  for (const SharedNeeds& needs : {GemmPinnedWgmmaNeeds(), GroupedGemmWgmmaNeeds()}) {
+    if (absl::Status allowed = AllowSharedMemory(device, needs); !allowed.ok()) {
+      if (!absl::IsFailedPrecondition(allowed)) return allowed;
+      form->why_not_ = std::string(allowed.message());
+      return form;
+    }
   }
   absl::StatusOr<std::unique_ptr<PinnedBuffer>> stuck = PinnedBuffer::Create(sizeof(uint32_t));
   if (!stuck.ok()) return stuck.status();
@@ -128,10 +201,11 @@ absl::StatusOr<bool> PinnedGemmForm::HasCode() const {
 
 absl::Status PinnedGemmForm::CheckShapes(Uploader& uploader) {
   // One, two, three and four shards; shards of unequal length; a last chunk that is short; rows of
-  // no whole tile; a long shard.
+  // no whole tile; a long shard. Experts' tiles differ in where they lie, not in what they compute.
   constexpr struct {
     int64_t rows, cols;
-  } kShapes[] = {{40, 64}, {200, 256}, {130, 384}, {193, 576}, {70, 2112}};
+    bool for_experts = false;
+  } kShapes[] = {{40, 64}, {200, 256}, {130, 384}, {193, 576}, {40, 384, true}, {70, 2112}};
   for (const auto& shape : kShapes) {
     absl::StatusOr<std::unique_ptr<DeviceBuffer>> weights =
         Put(RandomRows(shape.rows, shape.cols, 1), uploader);
@@ -140,15 +214,18 @@ absl::Status PinnedGemmForm::CheckShapes(Uploader& uploader) {
                           .rows = shape.rows,
                           .cols = shape.cols,
                           .quants = (*weights)->data()};
-    absl::Status status = Check(part, numerics::kShardDepth, uploader);
+    absl::Status status = Check(part, {.for_experts = shape.for_experts}, uploader);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
-absl::Status PinnedGemmForm::Check(const PackedPart& part, int shard_depth, Uploader& uploader) {
+absl::Status PinnedGemmForm::Check(const PackedPart& part, const LoadMatrixOptions& options,
+                                   Uploader& uploader) {
   if (!why_not_.empty() || !WgmmaCanCompute(part, kCheckedTokens)) return absl::OkStatus();
-  if (!checked_.insert({part.rows, part.cols, shard_depth}).second) return absl::OkStatus();
+  if (!checked_.insert({part.rows, part.cols, options.shard_depth, options.for_experts}).second) {
+    return absl::OkStatus();
+  }
   // The last rows of a matrix that has too many.
   const int64_t most = std::max<int64_t>(
       384, kCheckedOutputBytes / static_cast<int64_t>(sizeof(float)) / kCheckedTokens);
@@ -157,8 +234,7 @@ absl::Status PinnedGemmForm::Check(const PackedPart& part, int shard_depth, Uplo
   last.rows = std::min(part.rows, most);
   last.quants =
       static_cast<const char*>(part.quants) + (part.rows - last.rows) * RowPitch(part.cols) * 2;
-  const absl::StatusOr<std::string> difference =
-      Difference(last, kCheckedTokens, shard_depth, 2, uploader);
+  const absl::StatusOr<std::string> difference = Difference(last, options, uploader);
   if (!difference.ok()) {
     return absl::Status(
         difference.status().code(),
@@ -172,22 +248,29 @@ absl::Status PinnedGemmForm::Check(const PackedPart& part, int shard_depth, Uplo
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> PinnedGemmForm::Difference(const PackedPart& part, int64_t tokens,
-                                                       int shard_depth, uint64_t seed,
+absl::StatusOr<std::string> PinnedGemmForm::Difference(const PackedPart& part,
+                                                       const LoadMatrixOptions& options,
                                                        Uploader& uploader) const {
-  const size_t count = static_cast<size_t>(tokens * part.rows);
+  const size_t count = static_cast<size_t>(kCheckedTokens * part.rows);
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> x =
-      Put(RandomRows(tokens, part.cols, seed), uploader);
+      Put(RandomRows(kCheckedTokens, part.cols, 2), uploader);
   if (!x.ok()) return x.status();
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> y = DeviceBuffer::Create(count * sizeof(float));
   if (!y.ok()) return y.status();
   const GemmPinnedArgs args{.part = part,
-                            .tokens = tokens,
+                            .tokens = kCheckedTokens,
                             .rounded_x = (*x)->data(),
                             .y = static_cast<float*>((*y)->data()),
                             .y_stride = part.rows,
                             .multiprocessors = device_.multiprocessors,
-                            .shard_depth = shard_depth};
+                            .shard_depth = options.shard_depth};
+  OneMatrixAsExperts experts;
+  if (absl::Status status = experts.Init(part, uploader); !status.ok()) return status;
+  const auto launch = [&](const WgmmaTiles& tiles) {
+    return options.for_experts ? LaunchGroupedGemmWgmma(experts.Args(args), tiles,
+                                                        device_.multiprocessors, stuck(), stream_)
+                               : LaunchGemmPinnedWgmma(args, tiles, stuck(), stream_);
+  };
   std::vector<uint32_t> expected(count), actual(count);
   const auto fetch = [&](int launched, std::vector<uint32_t>* bits) {
     absl::Status status = runtime::LaunchStatus("Gemm", launched);
@@ -202,13 +285,13 @@ absl::StatusOr<std::string> PinnedGemmForm::Difference(const PackedPart& part, i
     // So that a tile that is not computed shows.
     status = runtime::Fill(args.y, 0xff, count * sizeof(float), stream_);
     if (!status.ok()) return status;
-    status = fetch(LaunchGemmPinnedWgmma(args, tiles, stuck(), stream_), &actual);
+    status = fetch(launch(tiles), &actual);
     if (!status.ok()) return status;
     for (size_t i = 0; i < count; ++i) {
       if (expected[i] == actual[i]) continue;
-      return absl::StrCat("tiles of ", tiles.columns, " x ", tiles.cluster, ": token ",
-                          i / static_cast<size_t>(part.rows), ", output ",
-                          i % static_cast<size_t>(part.rows));
+      return absl::StrCat(options.for_experts ? "experts, " : "", "tiles of ", tiles.columns, " x ",
+                          tiles.cluster, ": token ", i / static_cast<size_t>(part.rows),
+                          ", output ", i % static_cast<size_t>(part.rows));
     }
   }
   return std::string();
@@ -219,6 +302,18 @@ int PinnedGemmForm::Launch(const GemmPinnedArgs& args, Stream stream) const {
     return LaunchGemmPinned(args, stream);
   }
   return LaunchGemmPinnedWgmma(args, TilesFor(args), stuck(), stream);
+}
+
+bool PinnedGemmForm::IsByWgmma(const GroupedGemmArgs& args) const {
+  const int64_t count = args.places.end - args.places.begin;
+  return why_not_.empty() && count > kFewPlacesEach * args.places.num_experts &&
+         WgmmaCanComputeExperts(args);
+}
+
+int PinnedGemmForm::Launch(const GroupedGemmArgs& args, Stream stream) const {
+  if (!IsByWgmma(args)) return LaunchGroupedGemmPinned(args, stream);
+  return LaunchGroupedGemmWgmma(args, TilesFor(args, device_.multiprocessors),
+                                device_.multiprocessors, stuck(), stream);
 }
 
 std::string PinnedGemmForm::Describe() const {

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/backend.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/launchers.h"
 #include "kernels/cuda/runtime.h"
@@ -28,6 +29,10 @@ class PinnedGemmForm {
  public:
   // Products of fewer tokens are computed by warps.
   static constexpr int64_t kLeastTokens = 128;
+  // Products of experts with so many places each, on average, or fewer are computed by warps: until
+  // then weights take longer from memory than either form takes for their products. From there on
+  // an expert's tile, however full, takes about as long as its weights.
+  static constexpr int64_t kFewPlacesEach = 64;
 
   // `wgmma`: whether warpgroups may be used at all; VERBATIM_PINNED_GEMM=mma in the environment
   // forbids it too. Compares the forms on shapes of every kind. The
@@ -36,12 +41,17 @@ class PinnedGemmForm {
                                                                 const runtime::DeviceInfo& device,
                                                                 Uploader& uploader, Stream stream);
 
-  // A matrix that has been loaded: compares the forms on its weights, the first time that its shape
-  // is seen.
-  absl::Status Check(const PackedPart& part, int shard_depth, Uploader& uploader);
+  // A matrix that has been loaded with these options: compares the forms of the products that it is
+  // for on its weights, the first time that its shape is seen.
+  absl::Status Check(const PackedPart& part, const LoadMatrixOptions& options, Uploader& uploader);
 
-  // The pinned product, by the form for so many tokens.
+  // Whether warpgroups are used at all.
+  bool IsByWgmma() const { return why_not_.empty(); }
+  // Whether this product of experts would be.
+  bool IsByWgmma(const GroupedGemmArgs& args) const;
+  // The pinned product, by the form for so many tokens or places.
   int Launch(const GemmPinnedArgs& args, Stream stream) const;
+  int Launch(const GroupedGemmArgs& args, Stream stream) const;
 
   // What becomes of many tokens; empty on devices for which there is no second form.
   std::string Describe() const;
@@ -52,8 +62,8 @@ class PinnedGemmForm {
   PinnedGemmForm(const runtime::DeviceInfo& device, Stream stream)
       : device_(device), stream_(stream) {}
   // Whether both forms give the same bits for random tokens; with what tiles they do not.
-  absl::StatusOr<std::string> Difference(const PackedPart& part, int64_t tokens, int shard_depth,
-                                         uint64_t seed, Uploader& uploader) const;
+  absl::StatusOr<std::string> Difference(const PackedPart& part, const LoadMatrixOptions& options,
+                                         Uploader& uploader) const;
   // Compares on random weights of several shapes.
   absl::Status CheckShapes(Uploader& uploader);
   absl::StatusOr<bool> HasCode() const;
@@ -62,8 +72,9 @@ class PinnedGemmForm {
   const runtime::DeviceInfo device_;
   const Stream stream_;
   std::unique_ptr<PinnedBuffer> stuck_;
-  std::string why_not_;                                  // wgmma is not used; empty: it is
-  std::set<std::tuple<int64_t, int64_t, int>> checked_;  // rows, columns, depth
+  std::string why_not_;  // wgmma is not used; empty: it is
+  // Rows, columns, depth, whether for experts.
+  std::set<std::tuple<int64_t, int64_t, int, bool>> checked_;
 };
 
 }  // namespace verbatim::kernels::cuda

@@ -25,10 +25,11 @@ class PinnedGemmFormTest : public testing::Test {
     simt_faults::Heal();
   }
 
-  static std::unique_ptr<Backend> Open(bool wgmma = true) {
+  static std::unique_ptr<Backend> Open(bool wgmma = true,
+                                       size_t workspace_bytes = size_t{4} << 20) {
     auto backend = CudaBackend::Create({.wgmma = wgmma,
                                         .weight_block_bytes = 0,
-                                        .workspace_bytes = size_t{4} << 20,
+                                        .workspace_bytes = workspace_bytes,
                                         .table_bytes = 1 << 16,
                                         .staging_slot_bytes = 4096,
                                         .sampling_scratch_bytes = 1 << 20,
@@ -57,6 +58,39 @@ class PinnedGemmFormTest : public testing::Test {
                     .ok());
     return arrays.Get(y, tokens * rows);
   }
+  // Products of two experts, one of which has 40 of so many places. `gather`: places' rows lie in
+  // no order.
+  static std::vector<float> ExpertsProduct(Backend& backend, int32_t places, bool gather = true,
+                                           int64_t cols = 576) {
+    const int64_t rows = 60, tokens = gather ? 50 : places;
+    std::vector<std::unique_ptr<WeightMatrix>> matrices;
+    std::vector<const WeightMatrix*> weights;
+    for (uint32_t seed : {5u, 6u}) {
+      const cpu::TestMatrix w = cpu::RandomMatrix(DType::kBF16, rows, cols, seed);
+      auto weight = backend.LoadMatrix({&w.stored, 1}, {.for_experts = true});
+      EXPECT_TRUE(weight.ok()) << weight.status();
+      matrices.push_back(*std::move(weight));
+      weights.push_back(matrices.back().get());
+    }
+    std::vector<int32_t> row_of;
+    for (int32_t place = 0; place < places; ++place) row_of.push_back(place * 7 % 50);
+    Arrays arrays(backend);
+    float* y = arrays.Poisoned(places * rows);
+    EXPECT_TRUE(
+        backend
+            .GroupedGemm({.mode = {Policy::kPinned},
+                          .weights = weights,
+                          .offsets = arrays.Put(std::vector<int32_t>{0, places - 40, places}),
+                          .max_places = places,
+                          .x = arrays.Put(RandomFloats(tokens * cols, 7)),
+                          .x_rows = tokens,
+                          .x_stride = cols,
+                          .rows = gather ? arrays.Put(row_of) : nullptr,
+                          .y = y,
+                          .y_stride = rows})
+            .ok());
+    return arrays.Get(y, places * rows);
+  }
 };
 
 TEST_F(PinnedGemmFormTest, EveryFormHasTheSameBits) {
@@ -66,6 +100,10 @@ TEST_F(PinnedGemmFormTest, EveryFormHasTheSameBits) {
   EXPECT_EQ(*with->NumericsTag(Policy::kPinned), *without->NumericsTag(Policy::kPinned));
   const std::vector<float> many = Product(*without, 150);
   EXPECT_TRUE(SameBits(many, Product(*with, 150)));
+  for (bool gather : {true, false}) {
+    EXPECT_TRUE(
+        SameBits(ExpertsProduct(*without, 190, gather), ExpertsProduct(*with, 190, gather)));
+  }
 }
 
 // That wgmma is what runs: where its sums are spoilt after the comparison, so are the bits, from
@@ -84,6 +122,32 @@ TEST_F(PinnedGemmFormTest, ManyTokensAreComputedByWarpgroups) {
   EXPECT_FALSE(differ(PinnedGemmForm::kLeastTokens, 96));
 }
 
+// The same for experts, from as many places each as it pays for, whether rows are gathered or not.
+TEST_F(PinnedGemmFormTest, ManyPlacesOfExpertsAreComputedByWarpgroups) {
+  constexpr int32_t kFew = 2 * PinnedGemmForm::kFewPlacesEach, kMany = 160;
+  auto with = Open(true, kMany * 576 * 2), without = Open(false);
+  ExpertsProduct(*with, 50);  // the shape has been compared
+  const auto differ = [&](int32_t places, bool gather, int64_t cols) {
+    simt::SumProductsDescending(true);
+    const bool same = SameBits(ExpertsProduct(*without, places, gather, cols),
+                               ExpertsProduct(*with, places, gather, cols));
+    simt::SumProductsDescending(false);
+    return !same;
+  };
+  for (bool gather : {true, false}) {
+    EXPECT_TRUE(differ(kFew + 1, gather, 576));
+    EXPECT_FALSE(differ(kFew, gather, 576));
+  }
+  EXPECT_FALSE(differ(kFew + 1, true, 96));
+  // The second slice has too few of them.
+  EXPECT_TRUE(SameBits(ExpertsProduct(*without, kMany + 30), ExpertsProduct(*with, kMany + 30)));
+  // An expert of another shape that differs ends it.
+  EXPECT_THAT(with->Describe(), HasSubstr("by wgmma"));
+  EXPECT_FALSE(differ(kMany, true, 320));
+  EXPECT_THAT(with->Describe(),
+              HasSubstr("wgmma gave other bits for 60 x 320, experts, tiles of "));
+}
+
 TEST_F(PinnedGemmFormTest, ADeviceThatSumsOtherwiseKeepsToWarps) {
   simt::SumProductsDescending(true);
   auto backend = Open(), without = Open(false);
@@ -97,7 +161,7 @@ TEST_F(PinnedGemmFormTest, AMatrixThatDiffersEndsIt) {
   auto backend = Open(), without = Open(false);
   simt::SumProductsDescending(true);
   EXPECT_TRUE(SameBits(Product(*without, 150), Product(*backend, 150)));
-  EXPECT_THAT(backend->Describe(), HasSubstr("wgmma gave other bits for 60 x 576"));
+  EXPECT_THAT(backend->Describe(), HasSubstr("wgmma gave other bits for 60 x 576, tiles of "));
 }
 
 TEST_F(PinnedGemmFormTest, TheEnvironmentForbidsItToo) {
