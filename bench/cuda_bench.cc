@@ -272,7 +272,7 @@ int Main(int argc, char** argv) {
   if (library == nullptr) out["no_cublaslt"] = std::string(opened.status().message());
   if (wanted("gemm")) out["gemm"] = BenchGemm(*backend, library, copy_rate);
   if (wanted("forms")) out["pinned_forms"] = BenchPinnedForms(*backend, info);
-  if (wanted("experts")) out["experts"] = BenchGroupedGemm(*backend, copy_rate);
+  if (wanted("experts")) out["experts"] = BenchGroupedGemm(*backend, info, copy_rate);
   if (wanted("attention")) out["attention"] = BenchAttention(*backend, copy_rate);
   out["seconds"] = SecondsSince(start);
   std::printf("%s\n", out.dump(1).c_str());

@@ -8,6 +8,10 @@
 #include <vector>
 
 #include "bench/cuda_bench_support.h"
+#include "bench/cuda_pinned_forms.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/launchers.h"
+#include "kernels/cuda/pinned_gemm_form.h"
 
 namespace verbatim::bench {
 namespace {
@@ -16,11 +20,12 @@ using kernels::Backend;
 using kernels::Buffer;
 using kernels::Policy;
 using nlohmann::json;
+namespace cuda = kernels::cuda;
 
 constexpr int64_t kExperts = 128, kTopK = 8;
 constexpr int64_t kHidden = 2048, kIntermediate = 768;
-constexpr int64_t kMostTokens = 2048;
-constexpr int64_t kBatches[] = {1, 8, 64, 256, kMostTokens};
+constexpr int64_t kMostTokens = 8192;
+constexpr int64_t kBatches[] = {1, 8, 64, 256, 2048, kMostTokens};
 // One token's experts fit into the second-level cache; so many different choices do not.
 constexpr int kRoutings = 16;
 
@@ -66,9 +71,103 @@ const int32_t* IntsOf(const std::unique_ptr<Buffer>& buffer) {
   return static_cast<const int32_t*>(buffer->data());
 }
 
+// The kernels themselves, whatever the backend would choose.
+class Forms {
+ public:
+  Forms(Backend& backend, const cuda::runtime::DeviceInfo& device, const Shape& shape,
+        const std::vector<const kernels::WeightMatrix*>& weights)
+      : backend_(backend),
+        device_(device),
+        shape_(shape),
+        stream_(Value(cuda::runtime::CreateStream(), "stream")) {
+    std::vector<cuda::PackedPart> parts;
+    for (const kernels::WeightMatrix* weight : weights) {
+      parts.push_back(dynamic_cast<const cuda::CudaMatrix&>(*weight).bf16());
+    }
+    parts_ = Upload(backend, parts.data(), parts.size() * sizeof(cuda::PackedPart));
+    const std::vector<char> zeros(parts.size() * cuda::kWeightMapBytes);
+    std::vector<char> maps = zeros;
+    if (device.major == 9) {
+      Check(cuda::runtime::LaunchStatus("maps",
+                                        cuda::MakeWeightMaps(parts.data(), kExperts, maps.data())),
+            "maps");
+    }
+    maps_ = Upload(backend, maps.data(), maps.size());
+    words_ = Upload(backend, zeros.data(), 2 * sizeof(uint32_t));
+    rounded_ =
+        Value(backend.Allocate(static_cast<size_t>(kMostTokens * kTopK * shape.k) * 2), "allocate");
+  }
+  ~Forms() { cuda::runtime::DestroyStream(stream_); }
+  Forms(const Forms&) = delete;
+  Forms& operator=(const Forms&) = delete;
+
+  json Measure(const Routing& routing, int64_t tokens, const float* x, float* y) const {
+    const int64_t places = tokens * kTopK;
+    auto* const words = static_cast<uint32_t*>(words_->data());
+    cuda::RoundRowsArgs rounding{.places = {.offsets = IntsOf(routing.offsets),
+                                            .num_experts = kExperts,
+                                            .begin = 0,
+                                            .end = places,
+                                            .max_places = places,
+                                            .rows = nullptr,
+                                            .x_rows = shape_.gathers ? tokens : places,
+                                            .fault = &words[0]},
+                                 .x = x,
+                                 .x_stride = shape_.k,
+                                 .first_row = 0,
+                                 .num_rows = shape_.gathers ? tokens : places,
+                                 .cols = shape_.k,
+                                 .rounded = rounded_->data()};
+    const auto microseconds = [&] {
+      return 1e6 * MedianSeconds(
+                       [&](int) {
+                         Check(cuda::runtime::LaunchStatus(
+                                   "round", cuda::LaunchRoundRows(rounding, stream_)),
+                               "round");
+                       },
+                       [&] { Check(cuda::runtime::Synchronize(stream_), "round"); });
+    };
+    Check(backend_.Synchronize(), "upload");
+    json row = {{"rounding_us", microseconds()}};
+    if (shape_.gathers) {
+      rounding.places.rows = IntsOf(routing.token_of);
+      rounding.num_rows = places;
+      row["rounding_and_gathering_us"] = microseconds();
+    }
+    cuda::GroupedGemmArgs args{.places = rounding.places,
+                               .format = kernels::DType::kBF16,
+                               .parts = static_cast<const cuda::PackedPart*>(parts_->data()),
+                               .maps = maps_->data(),
+                               .most_rows = shape_.n,
+                               .cols = shape_.k,
+                               .rounded_x = rounded_->data(),
+                               .y = y,
+                               .y_stride = shape_.n};
+    args.places.rows = nullptr;
+    args.places.x_rows = places;
+    MeasurePinnedForms(
+        backend_, device_, stream_, 2.0 * static_cast<double>(places * shape_.n * shape_.k), y,
+        places * shape_.n,
+        [&](const cuda::WgmmaTiles& tiles) {
+          return tiles.columns == 0 ? cuda::LaunchGroupedGemmPinned(args, stream_)
+                                    : cuda::LaunchGroupedGemmWgmma(
+                                          args, tiles, device_.multiprocessors, &words[1], stream_);
+        },
+        &row);
+    return row;
+  }
+
+ private:
+  Backend& backend_;
+  const cuda::runtime::DeviceInfo& device_;
+  const Shape shape_;
+  const cuda::Stream stream_;
+  std::unique_ptr<Buffer> parts_, maps_, words_, rounded_;
+};
+
 }  // namespace
 
-json BenchGroupedGemm(Backend& backend, double copy_rate) {
+json BenchGroupedGemm(Backend& backend, const cuda::runtime::DeviceInfo& device, double copy_rate) {
   json out = json::array();
   for (const Shape& shape : kShapes) {
     const size_t elements = static_cast<size_t>(shape.n * shape.k);
@@ -78,7 +177,7 @@ json BenchGroupedGemm(Backend& backend, double copy_rate) {
       const std::vector<uint16_t> values = RandomBf16(elements, static_cast<uint64_t>(e + 1));
       const kernels::StoredMatrix stored{kernels::DType::kBF16, shape.n, shape.k,
                                          reinterpret_cast<const std::byte*>(values.data())};
-      experts.push_back(Value(backend.LoadMatrix({&stored, 1}, {}), "load"));
+      experts.push_back(Value(backend.LoadMatrix({&stored, 1}, {.for_experts = true}), "load"));
       weights.push_back(experts.back().get());
     }
     const int64_t x_rows = shape.gathers ? kMostTokens : kMostTokens * kTopK;
@@ -87,6 +186,7 @@ json BenchGroupedGemm(Backend& backend, double copy_rate) {
     const std::unique_ptr<Buffer> y =
         Value(backend.Allocate(static_cast<size_t>(kMostTokens * kTopK * shape.n) * sizeof(float)),
               "allocate");
+    const Forms forms(backend, device, shape, weights);
     for (int64_t tokens : kBatches) {
       std::vector<Routing> routings;
       double used = 0;
@@ -123,6 +223,10 @@ json BenchGroupedGemm(Backend& backend, double copy_rate) {
             {"us", seconds * 1e6},
             {"tflops", flops / seconds * 1e-12},
             {"bandwidth_share", copy_rate > 0 ? bytes / seconds / copy_rate : 0.0}};
+      }
+      if (places > cuda::PinnedGemmForm::kFewPlacesEach * kExperts) {
+        row["pinned_forms"] =
+            forms.Measure(routings.front(), tokens, FloatsOf(device_x), FloatsOf(y));
       }
       out.push_back(row);
     }

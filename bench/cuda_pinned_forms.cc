@@ -43,6 +43,28 @@ constexpr Form kForms[] = {{"mma", {0, 0}},
 
 }  // namespace
 
+void MeasurePinnedForms(Backend& backend, const cuda::runtime::DeviceInfo& device,
+                        cuda::Stream stream, double flops, const float* y, int64_t outputs,
+                        absl::FunctionRef<int(const cuda::WgmmaTiles& tiles)> launch, json* row) {
+  std::vector<uint32_t> expected;
+  for (const Form& form : kForms) {
+    if (form.tiles.columns != 0 && device.major != 9) continue;
+    const double seconds = MedianSeconds(
+        [&](int) { Check(cuda::runtime::LaunchStatus(form.name, launch(form.tiles)), "product"); },
+        [&] { Check(cuda::runtime::Synchronize(stream), form.name); });
+    json& own = (*row)[form.name];
+    own = {{"us", seconds * 1e6}, {"tflops", flops / seconds * 1e-12}};
+    std::vector<uint32_t> bits(static_cast<size_t>(std::min(kCompared, outputs)));
+    Check(backend.CopyToHost(bits.data(), y, bits.size() * sizeof(float)), "copy");
+    if (form.tiles.columns == 0) {
+      expected = bits;
+    } else {
+      own["equal_bits"] = bits == expected;
+      own["over_mma"] = (*row)["mma"]["us"].get<double>() / own["us"].get<double>();
+    }
+  }
+}
+
 json BenchPinnedForms(Backend& backend, const cuda::runtime::DeviceInfo& device) {
   json out = json::array();
   const cuda::Stream stream = Value(cuda::runtime::CreateStream(), "stream");
@@ -71,30 +93,12 @@ json BenchPinnedForms(Backend& backend, const cuda::runtime::DeviceInfo& device)
                                       .multiprocessors = device.multiprocessors};
       const double flops = 2.0 * static_cast<double>(tokens * shape.n * shape.k);
       json row = {{"shape", shape.name}, {"n", shape.n}, {"k", shape.k}, {"tokens", tokens}};
-      std::vector<uint32_t> expected;
-      for (const Form& form : kForms) {
-        if (form.tiles.columns != 0 && device.major != 9) continue;
-        const auto launch = [&](int) {
-          const int error =
-              form.tiles.columns == 0
-                  ? cuda::LaunchGemmPinned(args, stream)
-                  : cuda::LaunchGemmPinnedWgmma(args, form.tiles,
-                                                static_cast<uint32_t*>(stuck->data()), stream);
-          Check(cuda::runtime::LaunchStatus(form.name, error), "product");
-        };
-        const double seconds =
-            MedianSeconds(launch, [&] { Check(cuda::runtime::Synchronize(stream), form.name); });
-        row[form.name] = {{"us", seconds * 1e6}, {"tflops", flops / seconds * 1e-12}};
-        std::vector<uint32_t> bits(static_cast<size_t>(std::min(kCompared, tokens * shape.n)));
-        Check(backend.CopyToHost(bits.data(), y->data(), bits.size() * sizeof(float)), "copy");
-        if (form.tiles.columns == 0) {
-          expected = bits;
-        } else {
-          row[form.name]["equal_bits"] = bits == expected;
-          row[form.name]["over_mma"] =
-              row["mma"]["us"].get<double>() / row[form.name]["us"].get<double>();
-        }
-      }
+      const auto launch = [&](const cuda::WgmmaTiles& tiles) {
+        return tiles.columns == 0 ? cuda::LaunchGemmPinned(args, stream)
+                                  : cuda::LaunchGemmPinnedWgmma(
+                                        args, tiles, static_cast<uint32_t*>(stuck->data()), stream);
+      };
+      MeasurePinnedForms(backend, device, stream, flops, args.y, tokens * shape.n, launch, &row);
       out.push_back(row);
     }
   }

@@ -1,7 +1,9 @@
 // The two forms of the pinned product, measured side by side.
 #pragma once
 
+#include "absl/functional/function_ref.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/launchers.h"
 #include "kernels/cuda/runtime.h"
 #include "nlohmann/json.hpp"
 
@@ -12,5 +14,13 @@ namespace verbatim::bench {
 // the bits were equal.
 nlohmann::json BenchPinnedForms(kernels::Backend& backend,
                                 const kernels::cuda::runtime::DeviceInfo& device);
+
+// The same of one product of so many operations, into `row`: `launch` puts it on the stream, by
+// wgmma with the tiles given or, for tiles of no columns, by mma.sync. The first `outputs` values
+// at `y` are compared, or as many of them as is quick.
+void MeasurePinnedForms(kernels::Backend& backend, const kernels::cuda::runtime::DeviceInfo& device,
+                        kernels::cuda::Stream stream, double flops, const float* y, int64_t outputs,
+                        absl::FunctionRef<int(const kernels::cuda::WgmmaTiles& tiles)> launch,
+                        nlohmann::json* row);
 
 }  // namespace verbatim::bench

@@ -27,18 +27,28 @@ inline constexpr int kMostStageBytes = 96 << 10;  // what every device has, of a
 
 // Segment `segment` of a row of fp32 values, rounded to bf16; +0 beyond `cols` and for no row.
 __device__ __forceinline__ uint4 RoundedSegment(const float* row, int64_t segment, int64_t cols) {
+  float values[kSegment] = {};
+  const int64_t first = segment * kSegment;
+  if (row != nullptr && first + kSegment <= cols && reinterpret_cast<uintptr_t>(row) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < kSegment; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(row + first + i);
+      values[i] = four.x;
+      values[i + 1] = four.y;
+      values[i + 2] = four.z;
+      values[i + 3] = four.w;
+    }
+  } else if (row != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i) {
+      if (first + i < cols) values[i] = row[first + i];
+    }
+  }
   uint32_t pairs[4];
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
-    uint32_t pair = 0;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int64_t column = segment * kSegment + 2 * p + e;
-      const bool exists = row != nullptr && column < cols;
-      const uint32_t bits = exists ? numerics::Bf16FromFloat(row[column]) : 0u;
-      pair |= bits << (16 * e);
-    }
-    pairs[p] = pair;
+    pairs[p] = numerics::Bf16FromFloat(values[2 * p]) |
+               static_cast<uint32_t>(numerics::Bf16FromFloat(values[2 * p + 1])) << 16;
   }
   return uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
 }
