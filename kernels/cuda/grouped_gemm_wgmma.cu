@@ -43,7 +43,7 @@ class ExpertsWork {
         experts_(experts),
         rank_(kCluster > 1 ? static_cast<int>(ClusterRank()) : 0) {}
 
-  // Counts the tiles of experts that have more than a few places.
+  // Counts the tiles of experts that have more than a few places; the first warp does.
   __device__ __forceinline__ void Prepare(unsigned char* memory) {
     int32_t* const before = reinterpret_cast<int32_t*>(memory);
     before_ = before;

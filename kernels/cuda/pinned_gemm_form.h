@@ -29,9 +29,10 @@ class PinnedGemmForm {
  public:
   // Products of fewer tokens are computed by warps.
   static constexpr int64_t kLeastTokens = 128;
-  // Products of experts with so many places each, on average, or fewer are computed by warps: until
-  // then weights take longer from memory than either form takes for their products. From there on
-  // an expert's tile, however full, takes about as long as its weights.
+  // Products of experts with so many places each, on average, or fewer are computed by warps. By an
+  // H200's published rates, of memory and of multiplication: until then weights take longer from
+  // memory than either form takes for their products, and from there on an expert's tile, however
+  // full, takes wgmma about as long as its weights take. Not measured.
   static constexpr int64_t kFewPlacesEach = 64;
 
   // `wgmma`: whether warpgroups may be used at all; VERBATIM_PINNED_GEMM=mma in the environment
