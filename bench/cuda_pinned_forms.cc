@@ -9,6 +9,7 @@
 
 #include "bench/cuda_bench_support.h"
 #include "kernels/cuda/launchers.h"
+#include "kernels/cuda/pinned_gemm_form.h"
 
 namespace verbatim::bench {
 namespace {
@@ -46,9 +47,12 @@ constexpr Form kForms[] = {{"mma", {0, 0}},
 void MeasurePinnedForms(Backend& backend, const cuda::runtime::DeviceInfo& device,
                         cuda::Stream stream, double flops, const float* y, int64_t outputs,
                         absl::FunctionRef<int(const cuda::WgmmaTiles& tiles)> launch, json* row) {
+  // What the backend found wanting, or was told to do without, is left alone.
+  const bool wgmma =
+      device.major == 9 && backend.Describe().find(cuda::kPinnedByMma) == std::string::npos;
   std::vector<uint32_t> expected;
   for (const Form& form : kForms) {
-    if (form.tiles.columns != 0 && device.major != 9) continue;
+    if (form.tiles.columns != 0 && !wgmma) continue;
     const double seconds = MedianSeconds(
         [&](int) { Check(cuda::runtime::LaunchStatus(form.name, launch(form.tiles)), "product"); },
         [&] { Check(cuda::runtime::Synchronize(stream), form.name); });
