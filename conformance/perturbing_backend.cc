@@ -97,6 +97,12 @@ void PerturbingBackend::WaitWhileHeld() {
   held_ = false;
 }
 
+std::string PerturbingBackend::DecodePlan(const kernels::DecodeStep& step) const {
+  kernels::DecodeStep mapped = step;
+  mapped.cache = &Mapped(*step.cache).inner();
+  return inner().DecodePlan(mapped);
+}
+
 absl::Status PerturbingBackend::RunDecode(const kernels::DecodeStep& step,
                                           absl::FunctionRef<absl::Status()> operations) {
   WaitWhileHeld();

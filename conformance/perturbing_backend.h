@@ -52,6 +52,7 @@ class PerturbingBackend final : public kernels::ForwardingBackend {
   // A decode step is held, and its pages poisoned, before it runs, so that it can be replayed. Not
   // replayed are steps while a token is poisoned, and every second one of a mixture: its routers'
   // results are counted.
+  std::string DecodePlan(const kernels::DecodeStep& step) const override;
   absl::Status RunDecode(const kernels::DecodeStep& step,
                          absl::FunctionRef<absl::Status()> operations) override;
   absl::Status Embedding(const kernels::EmbeddingParams& params) override;

@@ -153,7 +153,6 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   if (support_[Policy::kPinned].numerics_id != support_[Policy::kPortable].numerics_id) {
     classes_.portable = classes_.pinned + 1;
   }
-  if (absl::Status tried = TryDecodeSteps(); !tried.ok()) return tried;
   runner_ = std::make_unique<StepRunner>(*backend_, *transformer_, *cache_,
                                          config_.throughput_activations, classes_);
   if (config_.allow_traces) runner_->KeepRouting();
@@ -163,6 +162,7 @@ absl::Status EngineImpl::Start(const model::Checkpoint& checkpoint) {
   stats_.weight_bytes_in_memory = transformer_->weight_bytes();
   stats_.scheduler = scheduler_->stats();
   if (absl::Status watched = WatchRanks(); !watched.ok()) return watched;
+  if (absl::Status tried = TryDecodeSteps(); !tried.ok()) return tried;
   thread_ = std::thread([this] { Loop(); });
   return absl::OkStatus();
 }

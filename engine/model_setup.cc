@@ -31,7 +31,8 @@ std::string IdentityOf(const kernels::Backend& backend, const model::Checkpoint&
       sched.max_num_batched_tokens, ", ", sched.max_num_seqs, "\nmodel length ",
       sched.max_model_len, "\npage size ", sched.page_tokens, "\nKV cache type ",
       std::string(kernels::InfoOf(config.kv_cache_dtype).name), "\nexpert capacity ",
-      config.moe_capacity_factor, ", ", static_cast<int>(config.moe_overflow));
+      config.moe_capacity_factor, ", ", static_cast<int>(config.moe_overflow),
+      "\ndecode steps are ", backend.RecordsDecode() ? "recorded" : "not recorded");
   for (kernels::Policy policy :
        {kernels::Policy::kThroughput, kernels::Policy::kPinned, kernels::Policy::kPortable}) {
     absl::StrAppend(&out, "\narithmetic of ", std::string(kernels::NameOf(policy)), " ",

@@ -105,13 +105,19 @@ class Backend {
   virtual int64_t DecodeRows(int64_t sequences) const = 0;
   // Whether RunDecode records steps.
   virtual bool RecordsDecode() const = 0;
+  // What RunDecode would now do with the step, in words. Ranks of tensor parallelism must all do the
+  // same, because a recording holds their exchanges: where they have had the same steps so far,
+  // these words are the same.
+  virtual std::string DecodePlan(const DecodeStep& step) const = 0;
   // Runs the operations of a decode step: calls `operations`, which calls methods of this backend,
   // or replays what they were in an equal step. May call them twice, the second time for the record
   // alone. In them KvWrite and Attention are given the step's spans and do not touch its padding;
-  // copies, waiting and Sample are not allowed. INVALID_ARGUMENT for a step that contradicts
-  // itself.
+  // copies, waiting and Sample are not allowed; what else they put on the device's stream (ranks'
+  // exchanges) is recorded with them. INVALID_ARGUMENT for a step that contradicts itself.
   virtual absl::Status RunDecode(const DecodeStep& step,
                                  absl::FunctionRef<absl::Status()> operations) = 0;
+  // Drops what RunDecode has recorded, once none of it runs any more.
+  virtual void ForgetDecode() = 0;
 
   // The operations; contracts in kernels/ops/. INVALID_ARGUMENT for shapes that contradict each
   // other.

@@ -42,6 +42,8 @@ class ForwardingBackend : public Backend {
                          absl::FunctionRef<absl::Status()> operations) override {
     return inner_->RunDecode(step, operations);
   }
+  std::string DecodePlan(const DecodeStep& step) const override { return inner_->DecodePlan(step); }
+  void ForgetDecode() override { inner_->ForgetDecode(); }
   absl::Status Embedding(const EmbeddingParams& params) override {
     return inner_->Embedding(params);
   }
@@ -80,6 +82,7 @@ class ForwardingBackend : public Backend {
 
  protected:
   Backend& inner() { return *inner_; }
+  const Backend& inner() const { return *inner_; }
 
  private:
   std::unique_ptr<Backend> inner_;

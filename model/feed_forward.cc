@@ -50,11 +50,15 @@ absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
   computed_rows_ = computed;
   is_decode_ = decode_rows > 0;
   forced_ = forced;
-  capacity_ = 0;
+  capacity_ = Capacity(rows, exempt);
   has_exempt_ = false;
   pending_rows_ = fetched_rows_ = 0;
   if (num_moe_layers_ == 0) return absl::OkStatus();
-  if (options_.capacity_factor != 0) SetCapacity(exempt);
+  if (capacity_ != 0) {
+    // Equal decode steps have equal parameters.
+    has_exempt_ = is_decode_ || std::count(exempt.begin(), exempt.end(), uint8_t{0}) !=
+                                    static_cast<int64_t>(exempt.size());
+  }
   absl::Status status;
   if (is_decode_) {
     const kernels::MoeStepLimits limits = {.tokens = static_cast<int32_t>(rows),
@@ -69,17 +73,15 @@ absl::Status FeedForward::Begin(int64_t rows, absl::Span<const uint8_t> exempt,
   return backend_.CopyToDevice(exempt_->data(), exempt.data(), exempt.size());
 }
 
-void FeedForward::SetCapacity(absl::Span<const uint8_t> exempt) {
+int64_t FeedForward::Capacity(int64_t rows, absl::Span<const uint8_t> exempt) const {
   const int64_t limited =
-      rows_ - (exempt.size() - std::count(exempt.begin(), exempt.end(), uint8_t{0}));
-  if (limited == 0) return;
+      rows - (exempt.size() - std::count(exempt.begin(), exempt.end(), uint8_t{0}));
+  if (num_moe_layers_ == 0 || options_.capacity_factor == 0 || limited == 0) return 0;
   const double capacity = std::ceil(options_.capacity_factor * static_cast<double>(limited) *
                                     static_cast<double>(config_.moe.experts_per_token) /
                                     static_cast<double>(config_.moe.num_experts));
   // No expert can get more tokens than there are, so a huge factor is the same as that many.
-  capacity_ = static_cast<int64_t>(std::clamp(capacity, 1.0, static_cast<double>(limited)));
-  // Equal steps have equal parameters.
-  has_exempt_ = limited < rows_ || is_decode_;
+  return static_cast<int64_t>(std::clamp(capacity, 1.0, static_cast<double>(limited)));
 }
 
 absl::Status FeedForward::Run(int64_t layer, const NumericMode& mode, const float* normed, float* x,

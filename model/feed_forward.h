@@ -47,8 +47,11 @@ class FeedForward {
   // step computes (kernels/ops/decode_step.h): at least `rows`, the rest padding.
   absl::Status Begin(int64_t rows, absl::Span<const uint8_t> exempt,
                      const ForcedRouting* forced = nullptr, int64_t decode_rows = 0);
-  // Which operations a decode step has (DecodeStep::variant).
-  int64_t variant() const { return capacity_ != 0 ? 1 : 0; }
+  // Which operations a decode step of such rows has (DecodeStep::variant): those without limits, or
+  // with.
+  int64_t VariantOf(int64_t rows, absl::Span<const uint8_t> exempt) const {
+    return Capacity(rows, exempt) != 0 ? 1 : 0;
+  }
   // x += the layer's function of `normed`; both [rows, hidden], contiguous.
   absl::Status Run(int64_t layer, const kernels::NumericMode& mode, const float* normed, float* x,
                    ForwardObserver* observer);
@@ -128,8 +131,8 @@ class FeedForward {
   absl::Status RunShared(const Layer& layer, const kernels::NumericMode& mode, const float* normed);
   absl::Status Route(const Layer& layer, int64_t index, const kernels::NumericMode& mode,
                      const float* normed, ForwardObserver* observer);
-  // capacity_ and has_exempt_ of the step at hand.
-  void SetCapacity(absl::Span<const uint8_t> exempt);
+  // Places of an expert for the rows that are not exempt; 0: as many as they want.
+  int64_t Capacity(int64_t rows, absl::Span<const uint8_t> exempt) const;
   absl::Status CheckForced(int64_t rows, const ForcedRouting* forced) const;
   // Puts the forced experts and their weights in the place of those that the router chose, and
   // keeps the latter as wanted.

@@ -40,8 +40,10 @@ class Reader {
     at_ += sizeof(T);
     return value;
   }
-  template <class T>
-  void GetAll(std::vector<T>* values) {
+  // A vector or a string.
+  template <class Values>
+  void GetAll(Values* values) {
+    using T = typename Values::value_type;
     const uint64_t count = Get<uint64_t>();
     if (!ok_ || count > (bytes_.size() - at_) / sizeof(T)) {
       ok_ = false;
@@ -67,7 +69,8 @@ struct SpanHeader {
 
 }  // namespace
 
-std::string EncodeForward(const ForwardBatch& batch, const kernels::NumericMode& mode) {
+std::string EncodeForward(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                          const DecodeTerms& terms) {
   std::vector<SpanHeader> spans;
   std::vector<int32_t> pages;
   for (const kernels::SequenceSpan& span : batch.spans) {
@@ -83,6 +86,9 @@ std::string EncodeForward(const ForwardBatch& batch, const kernels::NumericMode&
   out.PutAll(batch.capacity_exempt.data(), batch.capacity_exempt.size());
   out.PutAll(spans.data(), spans.size());
   out.PutAll(pages.data(), pages.size());
+  out.Put(terms.rows);
+  out.Put(static_cast<uint8_t>(terms.replayable));
+  out.PutAll(terms.plan.data(), terms.plan.size());
   return out.Take();
 }
 
@@ -114,6 +120,9 @@ absl::Status DecodeStep(const std::string& bytes, StepAnnouncement* step) {
   in.GetAll(&step->batch.capacity_exempt);
   in.GetAll(&spans);
   in.GetAll(&step->pages);
+  step->terms.rows = in.Get<int64_t>();
+  step->terms.replayable = in.Get<uint8_t>() != 0;
+  in.GetAll(&step->terms.plan);
   if (!in.done()) return malformed;
   size_t at = 0;
   for (const SpanHeader& span : spans) {
@@ -140,7 +149,7 @@ absl::Status FollowSteps(Transformer& transformer, kernels::KvCache& cache,
     absl::Status status = DecodeStep(*bytes, &step);
     if (status.ok()) {
       status = step.logits ? transformer.ComputeLogits(step.logit_rows, step.mode).status()
-                           : transformer.Forward(step.batch, step.mode, cache);
+                           : transformer.FollowForward(step.batch, step.mode, cache, step.terms);
     }
     if (status.ok()) continue;
     communicator.Abort(status);

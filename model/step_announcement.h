@@ -18,11 +18,13 @@ struct StepAnnouncement {
   kernels::NumericMode mode;
   bool logits = false;
   ForwardBatch batch;               // without logits; its spans' pages lie in `pages`
+  DecodeTerms terms;                // without logits
   std::vector<int32_t> logit_rows;  // with them
   std::vector<int32_t> pages;       // of all spans, one after the other
 };
 
-std::string EncodeForward(const ForwardBatch& batch, const kernels::NumericMode& mode);
+std::string EncodeForward(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                          const DecodeTerms& terms);
 std::string EncodeLogits(absl::Span<const int32_t> rows, const kernels::NumericMode& mode);
 // INVALID_ARGUMENT for bytes that no Encode made. The batch's spans point into the result.
 absl::Status DecodeStep(const std::string& bytes, StepAnnouncement* step);

@@ -26,8 +26,10 @@ constexpr kernels::NumericMode kMode = {kernels::Policy::kThroughput,
 TEST(StepAnnouncementTest, ForwardComesBack) {
   const std::vector<int32_t> pages = {9, 3, 4, 8};
   const ForwardBatch batch = Batch(pages);
+  const DecodeTerms terms = {.rows = 8, .replayable = true, .plan = "replayed from graph 3"};
   StepAnnouncement step;
-  ASSERT_TRUE(DecodeStep(EncodeForward(batch, kMode), &step).ok());
+  ASSERT_TRUE(DecodeStep(EncodeForward(batch, kMode, terms), &step).ok());
+  EXPECT_EQ(step.terms, terms);
   EXPECT_FALSE(step.logits);
   EXPECT_EQ(step.mode.policy, kMode.policy);
   EXPECT_EQ(step.mode.activations, kMode.activations);
@@ -55,7 +57,7 @@ TEST(StepAnnouncementTest, LogitsComeBack) {
 TEST(StepAnnouncementTest, EveryTruncationIsRefused) {
   const std::vector<int32_t> pages = {9, 3, 4, 8};
   for (const std::string& whole :
-       {EncodeForward(Batch(pages), kMode), EncodeLogits({4, 0}, kMode)}) {
+       {EncodeForward(Batch(pages), kMode, {.rows = 4}), EncodeLogits({4, 0}, kMode)}) {
     StepAnnouncement step;
     for (size_t size = 0; size < whole.size(); ++size) {
       EXPECT_FALSE(DecodeStep(whole.substr(0, size), &step).ok()) << size;

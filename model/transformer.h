@@ -52,6 +52,16 @@ struct TransformerOptions {
   kernels::CapacityOverflow moe_overflow = kernels::CapacityOverflow::kDrop;
 };
 
+// How rank 0 computes a decode step: the others compute as many rows, and do the same about
+// recordings (kernels::Backend::DecodePlan), because a recording holds the ranks' exchanges.
+struct DecodeTerms {
+  int64_t rows = 0;  // 0: the step is no decode step
+  bool replayable = false;
+  std::string plan;  // empty where ranks' exchanges cannot be recorded
+
+  bool operator==(const DecodeTerms&) const = default;
+};
+
 // Owns weights and activations on one backend. Not thread-safe; lives on the engine's thread.
 //
 // With several ranks, rank 0's calls of Forward and ComputeLogits announce themselves to the
@@ -59,6 +69,8 @@ struct TransformerOptions {
 // after that fails on every rank, and for good.
 class Transformer {
  public:
+  ~Transformer();
+
   // Packs the weights. The checkpoint must outlive the result. RESOURCE_EXHAUSTED when they do not
   // fit.
   static absl::StatusOr<std::unique_ptr<Transformer>> Load(kernels::Backend& backend,
@@ -70,16 +82,14 @@ class Transformer {
   absl::Status Forward(const ForwardBatch& batch, const kernels::NumericMode& mode,
                        kernels::KvCache& cache);
 
-  // Rows that Forward computes, at least the batch's: decode steps have padding behind them where
-  // the backend asks for it, whether or not somebody looks on. A THROUGHPUT kernel may be chosen by
-  // this number.
-  int64_t ComputedRows(int64_t rows, bool is_decode) const {
-    return is_decode && !sharded() ? backend_.DecodeRows(rows) : rows;
-  }
+  // Forward as rank 0 has announced it to this one. INTERNAL where this rank would do something
+  // else about recordings.
+  absl::Status FollowForward(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                             kernels::KvCache& cache, const DecodeTerms& terms);
 
-  // Where the backend records decode steps: runs one of one sequence on page 0 of the cache, whose
-  // content is lost, and replays it, so that what cannot be recorded shows now. Its results are
-  // thrown away.
+  // Where decode steps are recorded: runs one of one sequence on page 0 of the cache (with several
+  // ranks, called by rank 0: of every rank's), whose content is lost, and replays it, so that what
+  // cannot be recorded shows now. Its results are thrown away.
   absl::Status TryDecode(const kernels::NumericMode& mode, kernels::KvCache& cache);
 
   // Raw logits [rows.size(), vocab] of the given rows of the last Forward; at most max_logit_rows
@@ -152,8 +162,20 @@ class Transformer {
   // What a call returns that failed after the others began it too.
   absl::Status FailEverywhere(const absl::Status& status);
   absl::Status CheckStep(const ForwardBatch& batch, const kernels::NumericMode& mode) const;
+  // Decode steps have padding behind their rows where the backend asks for it, whether or not
+  // somebody looks on: a THROUGHPUT kernel may be chosen by the number of rows.
+  DecodeTerms TermsOf(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                      kernels::KvCache& cache) const;
+  kernels::DecodeStep StepOf(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                             kernels::KvCache& cache, const DecodeTerms& terms) const;
+  absl::Status CheckTerms(const ForwardBatch& batch, const kernels::NumericMode& mode,
+                          kernels::KvCache& cache, const DecodeTerms& terms) const;
+  // Whether steps can be recorded with what ranks exchange in them.
+  bool RecordsExchanges() const {
+    return sharded() && backend_.RecordsDecode() && options_.communicator->on_stream();
+  }
   absl::Status ForwardShard(const ForwardBatch& batch, const kernels::NumericMode& mode,
-                            kernels::KvCache& cache);
+                            kernels::KvCache& cache, const DecodeTerms& terms);
   absl::Status ComputeLogitsShard(absl::Span<const int32_t> rows, const kernels::NumericMode& mode);
   absl::Status GatherLogits(int64_t rows);
   // x += attended · oᵀ.

@@ -14,6 +14,11 @@ namespace verbatim::model {
 using kernels::Buffer;
 using kernels::WeightMatrix;
 
+Transformer::~Transformer() {
+  // Recorded exchanges go before the memory that they are about.
+  if (sharded()) backend_.ForgetDecode();
+}
+
 absl::StatusOr<std::unique_ptr<Buffer>> Transformer::Upload(const std::vector<float>& values) {
   absl::StatusOr<std::unique_ptr<Buffer>> buffer = backend_.Allocate(values.size() * sizeof(float));
   if (!buffer.ok()) return buffer.status();
@@ -41,8 +46,8 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(kernels::Backend&
   if (!plan.ok()) return plan.status();
   auto model = std::unique_ptr<Transformer>(new Transformer(backend, config, options, *plan));
   if (model->sharded()) {
-    const int64_t rows =
-        options.max_batch_rows * std::max<int64_t>(config.moe.experts_per_token, 1);
+    const int64_t rows = backend.DecodeRows(options.max_batch_rows) *
+                         std::max<int64_t>(config.moe.experts_per_token, 1);
     absl::StatusOr<std::unique_ptr<parallel::PartialSums>> sums =
         parallel::PartialSums::Create(backend, *ranks, rows * config.hidden_size);
     if (!sums.ok()) return sums.status();

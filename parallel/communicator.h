@@ -47,6 +47,9 @@ class Communicator {
   // ones read.
   virtual absl::Status Exchange(absl::Span<const Block> sends,
                                 absl::Span<const Block> receives) = 0;
+  // Whether Exchange and AllReduceSum are put on the stream of the backend's device as its
+  // operations are, so that a recording of it (kernels::Backend::RunDecode) holds them too.
+  virtual bool on_stream() const { return false; }
   // data[i] = the sum of all ranks' data[i] in whatever order is fast, the same bits on every rank.
   virtual absl::Status AllReduceSum(float* data, int64_t count) = 0;
 

@@ -39,6 +39,7 @@ class DeviceCommunicator final : public Communicator {
   absl::StatusOr<std::vector<std::string>> TakeReports() override { return host_.TakeReports(); }
   void Abort(const absl::Status& why) override { host_.Abort(why); }
   absl::Status failure() const override { return host_.failure(); }
+  bool on_stream() const override { return true; }
   void OnFailure(std::function<void(const absl::Status&)> callback) override {
     failure_.OnFailure(std::move(callback));
   }
@@ -97,13 +98,16 @@ class DeviceCommunicator final : public Communicator {
       wake_.notify_all();
     }
     watcher_.join();
+    // Nothing waits for other ranks any more: what runs of the recordings comes to its end.
     link_->Abort();
+    backend_.ForgetDecode();
+    link_->Release();
   }
 
   Communicator& host_;
   kernels::Backend& backend_;
   const std::unique_ptr<DeviceLink> link_;
-  Failure failure_;  // once the link has ended: whoever hears of it finds the device idle
+  Failure failure_;  // set once the link is aborted: who hears of it can wait for the device
   std::mutex mu_;
   std::condition_variable wake_;
   bool host_failed_ = false, stopping_ = false, closed_ = false;

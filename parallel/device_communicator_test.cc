@@ -61,6 +61,7 @@ class FakeLink final : public DeviceLink {
     return events_.health;
   }
   void Abort() override { events_.Add("abort"); }
+  void Release() override { events_.Add("release"); }
 
  private:
   Events& events_;
@@ -76,6 +77,7 @@ class NotingBackend final : public kernels::ForwardingBackend {
     events_.Add("synchronize");
     return absl::OkStatus();
   }
+  void ForgetDecode() override { events_.Add("forget"); }
 
  private:
   Events& events_;
@@ -148,17 +150,18 @@ TEST_F(DeviceCommunicatorTest, ALinkThatARankHasEndedIsNotTheReason) {
 TEST_F(DeviceCommunicatorTest, AnOrderlyEndWaitsForWhatIsOnTheWay) {
   device_->Close();
   EXPECT_EQ(hosts_[1]->NextAnnouncement().status().code(), absl::StatusCode::kOutOfRange);
-  EXPECT_THAT(events_.Log(), ElementsAre("synchronize", "abort"));
+  EXPECT_THAT(events_.Log(), ElementsAre("synchronize", "abort", "forget", "release"));
   device_.reset();
-  EXPECT_THAT(events_.Log(), ElementsAre("synchronize", "abort"));
+  EXPECT_THAT(events_.Log(), ElementsAre("synchronize", "abort", "forget", "release"));
   EXPECT_TRUE(hosts_[0]->failure().ok());
 }
 
 TEST_F(DeviceCommunicatorTest, AnEndAfterAFailureWaitsForNothing) {
   hosts_[1]->Abort(absl::InternalError("gone"));
   events_.WaitFor("abort");
+  // Recorded steps go once the link ends what runs of them, and before what is left of it.
   device_->Close();
-  for (const std::string& event : events_.Log()) EXPECT_EQ(event, "abort");
+  EXPECT_THAT(events_.Log(), ElementsAre("abort", "abort", "forget", "release"));
 }
 
 // A link that carries nothing, and says that it did.

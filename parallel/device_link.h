@@ -19,7 +19,9 @@ struct Message {
 };
 
 // One rank's end. Exchange and AllReduceSum are called by one thread, by all ranks in the same
-// order; the other calls by any.
+// order; the other calls by any. While the stream is recorded (kernels::Backend::RunDecode) they
+// are recorded with it, and carry in every replay what then lies at the same places: all ranks
+// record and replay the same ones.
 class DeviceLink {
  public:
   virtual ~DeviceLink() = default;
@@ -31,9 +33,12 @@ class DeviceLink {
   virtual absl::Status AllReduceSum(float* data, int64_t count) = 0;
   // What has gone wrong since with what is on the stream.
   virtual absl::Status Check() = 0;
-  // Ends what is on the stream, with whatever has arrived, and waits for no other rank. All other
-  // calls fail from then on.
+  // Ends what is on the stream, with whatever has arrived, and waits for nobody: neither for other
+  // ranks nor for recordings to go. All other calls fail from then on.
   virtual void Abort() = 0;
+  // After Abort, and once no recording holds messages any more: waits until nothing of the link is
+  // left.
+  virtual void Release() = 0;
 };
 
 }  // namespace verbatim::parallel

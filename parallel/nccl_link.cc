@@ -163,10 +163,28 @@ absl::Status NcclLink::Check() {
   return result == ncclInProgress ? absl::OkStatus() : StatusOf("in the background", result);
 }
 
+// ncclCommAbort first tells the device to stop and then waits until every graph with one of the
+// communicator's operations has been destroyed (NCCL 2.28, commDestroySync in src/init.cc): by
+// whoever hears of the failure, hence not while the watcher is held up here.
 void NcclLink::Abort() {
   std::lock_guard lock(mu_);
-  if (comm_ != nullptr) nccl_.comm_abort(comm_);
+  if (comm_ == nullptr) return;
+  aborting_ = std::thread([abort = nccl_.comm_abort, comm = comm_] { abort(comm); });
   comm_ = nullptr;
+}
+
+void NcclLink::Release() {
+  std::thread aborting;
+  {
+    std::lock_guard lock(mu_);
+    aborting.swap(aborting_);
+  }
+  if (aborting.joinable()) aborting.join();
+}
+
+NcclLink::~NcclLink() {
+  Abort();
+  Release();
 }
 
 }  // namespace verbatim::parallel

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -38,7 +39,10 @@ absl::StatusOr<NcclFunctions> OpenNccl();
 absl::StatusOr<ncclUniqueId> MakeNcclId(const NcclFunctions& nccl);
 
 // NCCL's communicators are made not to block: what it does on the host goes on in the background
-// and is polled for, so that Abort can end it wherever it is. Nothing here waits for the stream.
+// and is polled for, so that Abort can end it wherever it is. Nothing here waits for the stream, so
+// calls may be captured. NCCL's rules for that: all ranks capture the same calls and replay graphs
+// of the same captures; the capture is thread-local, because a call goes on in a thread of NCCL's;
+// graphs go before the communicator does, which waits for them.
 class NcclLink final : public DeviceLink {
  public:
   // All ranks at once, each with its device current, which no two may share, and the id that one of
@@ -47,7 +51,7 @@ class NcclLink final : public DeviceLink {
   static absl::StatusOr<std::unique_ptr<NcclLink>> Connect(
       const NcclFunctions& nccl, const ncclUniqueId& id, int rank, int size, cudaStream_t stream,
       const std::function<absl::Status()>& failure);
-  ~NcclLink() override { Abort(); }
+  ~NcclLink() override;
 
   absl::Status Exchange(absl::Span<const Message> sends,
                         absl::Span<const Message> receives) override;
@@ -55,6 +59,7 @@ class NcclLink final : public DeviceLink {
   absl::Status Check() override;
   // Also the orderly end: NCCL's own would wait for the other ranks.
   void Abort() override;
+  void Release() override;
 
  private:
   NcclLink(const NcclFunctions& nccl, cudaStream_t stream) : nccl_(nccl), stream_(stream) {}
@@ -68,6 +73,7 @@ class NcclLink final : public DeviceLink {
   const cudaStream_t stream_;
   std::mutex mu_;              // held during calls, which do not wait, and while aborting
   ncclComm_t comm_ = nullptr;  // null once aborted
+  std::thread aborting_;       // ends the communicator; under mu_ until Release takes it
 };
 
 }  // namespace verbatim::parallel

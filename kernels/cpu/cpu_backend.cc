@@ -159,6 +159,10 @@ absl::StatusOr<std::unique_ptr<KvCache>> CpuBackend::CreateKvCache(const KvCache
   return CpuKvCache::Create(config);
 }
 
+std::string CpuBackend::DecodePlan(const DecodeStep& step) const {
+  return absl::StrCat(step.rows, " rows, one operation after the other");
+}
+
 absl::Status CpuBackend::RunDecode(const DecodeStep& step,
                                    absl::FunctionRef<absl::Status()> operations) {
   if (absl::Status status = CheckDecodeStep(step); !status.ok()) return status;

@@ -53,6 +53,8 @@ class CpuBackend final : public Backend {
   // Nothing is gained by recording: no padding, and operations are called in every step.
   int64_t DecodeRows(int64_t sequences) const override { return sequences; }
   bool RecordsDecode() const override { return false; }
+  std::string DecodePlan(const DecodeStep& step) const override;
+  void ForgetDecode() override {}
   absl::Status RunDecode(const DecodeStep& step,
                          absl::FunctionRef<absl::Status()> operations) override;
 

@@ -166,18 +166,27 @@ void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
   }
 }
 
-void BuildDecodeTables(const KvCacheConfig& config, int64_t heads_per_kv,
-                       absl::Span<const SequenceSpan> spans, int64_t rows, bool mma,
-                       int64_t max_row_cuts, int64_t cut_length, AttentionTables* tables) {
-  Clear(tables);
-  tables->cut_length = cut_length;
+DecodeCuts DecodeCutsOf(int64_t heads_per_kv, absl::Span<const SequenceSpan> spans, int64_t rows,
+                        bool mma, int64_t max_row_cuts, int64_t cut_length) {
   int64_t most_cuts = 1;
   for (const SequenceSpan& span : spans) {
     most_cuts = std::max(most_cuts, CutsOf(int64_t{span.first_position} + 1));
   }
   const int64_t cuts = GraphCuts(most_cuts);
-  const bool walks =
+  DecodeCuts out;
+  out.walks =
       mma && (heads_per_kv > 2 * kSplitTileQueries || (cuts > 1 && rows * cuts > max_row_cuts));
+  (out.walks ? out.max_walk_cuts : out.max_cuts) = cuts * (kCutLength / cut_length);
+  return out;
+}
+
+void BuildDecodeTables(const KvCacheConfig& config, int64_t heads_per_kv,
+                       absl::Span<const SequenceSpan> spans, int64_t rows, bool mma,
+                       int64_t max_row_cuts, int64_t cut_length, AttentionTables* tables) {
+  Clear(tables);
+  tables->cut_length = cut_length;
+  const auto [walks, max_cuts, max_walk_cuts] =
+      DecodeCutsOf(heads_per_kv, spans, rows, mma, max_row_cuts, cut_length);
   tables->tile_queries = heads_per_kv > 8 ? 32 : 8;
   int64_t tile_queries = tables->tile_queries;
   if (mma) tile_queries = walks ? kWalkTileQueries : kSplitTileQueries;
@@ -193,7 +202,8 @@ void BuildDecodeTables(const KvCacheConfig& config, int64_t heads_per_kv,
       static_cast<size_t>(rows * ((heads_per_kv + tile_queries - 1) / tile_queries)),
       AttentionTile{});
   if (mma && !walks) tables->split_tiles = static_cast<int64_t>(tables->tiles.size());
-  (walks ? tables->max_walk_cuts : tables->max_cuts) = cuts * (kCutLength / cut_length);
+  tables->max_cuts = max_cuts;
+  tables->max_walk_cuts = max_walk_cuts;
 }
 
 bool SpanMemory::SameAsBefore(absl::Span<const SequenceSpan> spans, int64_t salt,

@@ -45,6 +45,16 @@ void BuildAttentionMmaTables(const KvCacheConfig& config, int64_t heads_per_kv,
                              absl::Span<const SequenceSpan> spans, int64_t max_row_cuts,
                              int64_t cut_length, AttentionTables* tables);
 
+// What shapes the launches of a decode step's attention, a function of `rows` and of GraphCuts of
+// the longest history (and of what is the same in all steps: heads, policy, workspace).
+struct DecodeCuts {
+  bool walks = false;    // the walk of the matrix units
+  int64_t max_cuts = 0;  // as in AttentionTables
+  int64_t max_walk_cuts = 0;
+};
+DecodeCuts DecodeCutsOf(int64_t heads_per_kv, absl::Span<const SequenceSpan> spans, int64_t rows,
+                        bool mma, int64_t max_row_cuts, int64_t cut_length);
+
 // The tables of a decode step that computes `rows` rows, the last of them padding: how many tiles,
 // the way of the matrix units (`mma`) and the numbers of cuts, of which there may be more than any
 // row has, depend on `rows` and on GraphCuts of the longest history alone.

@@ -110,6 +110,13 @@ absl::Status CudaBackend::UploadAttentionTables() {
   return status;
 }
 
+DecodeCuts CudaBackend::CutsOf(const DecodeStep& step, const KvCacheConfig& config,
+                               int64_t cut_length) const {
+  return DecodeCutsOf(step.num_heads / config.num_kv_heads, step.spans, step.rows,
+                      OnMatrixUnits(step.mode, LayoutOf(config)),
+                      MaxRowCuts(config, step.num_heads), cut_length);
+}
+
 absl::Status CudaBackend::UploadStepTables(const DecodeStep& step, const CudaKvCache& cache) {
   const KvCacheConfig& config = cache.config();
   const bool mma = OnMatrixUnits(step.mode, cache.layout());

@@ -94,6 +94,8 @@ class CudaBackend final : public Backend {
   // which have then loaded and uploaded what they need: a graph holds kernels and nothing else.
   absl::Status RunDecode(const DecodeStep& step,
                          absl::FunctionRef<absl::Status()> operations) override;
+  std::string DecodePlan(const DecodeStep& step) const override;
+  void ForgetDecode() override;
   // Steps so far that were recorded, and that a graph computed.
   int64_t recorded_steps() const { return recorded_steps_; }
   int64_t replayed_steps() const { return replayed_steps_; }
@@ -148,7 +150,14 @@ class CudaBackend final : public Backend {
                              int64_t num_heads, absl::Span<const SequenceSpan> spans) const;
   absl::Status UploadKvRows();
   absl::Status UploadAttentionTables();
+  DecodeCuts CutsOf(const DecodeStep& step, const KvCacheConfig& config, int64_t cut_length) const;
   absl::Status UploadStepTables(const DecodeStep& step, const CudaKvCache& cache);
+  // The key of a step's graph; where its tables are built, the one that they have.
+  StepGraphs::Key KeyOf(const DecodeStep& step, const CudaKvCache& cache) const;
+  std::pair<uint64_t, uint64_t> Epoch() const;
+  bool Records(const DecodeStep& step) const {
+    return RecordsDecode() && step.replayable && step.rows <= kMaxGraphRows;
+  }
   absl::Status RunPrepared(const DecodeStep& step, const CudaKvCache& cache,
                            absl::FunctionRef<absl::Status()> operations);
   // What the kernels' fault word says, as a status; the word is cleared.

@@ -26,6 +26,11 @@ runtime::Graph* StepGraphs::Find(const Key& key) {
   return found->second.graph;
 }
 
+int64_t StepGraphs::NumberOf(const Key& key) const {
+  const auto found = graphs_.find(key);
+  return found == graphs_.end() ? 0 : found->second.number;
+}
+
 absl::Status StepGraphs::Record(const Key& key, absl::FunctionRef<absl::Status()> operations) {
   if (absl::Status begun = runtime::BeginRecording(stream_); !begun.ok()) return begun;
   absl::Status put = operations();
@@ -41,7 +46,7 @@ absl::Status StepGraphs::Record(const Key& key, absl::FunctionRef<absl::Status()
       return a.second.last_use < b.second.last_use;
     }));
   }
-  graphs_[key] = {.graph = *graph, .last_use = ++uses_};
+  graphs_[key] = {.graph = *graph, .last_use = ++uses_, .number = ++recorded_};
   return absl::OkStatus();
 }
 

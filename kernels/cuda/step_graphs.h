@@ -34,6 +34,10 @@ class StepGraphs {
 
   // Null: there is none. Valid until the next call.
   runtime::Graph* Find(const Key& key);
+  // The number of the graph that Find would give, 0 for none, or that Record would next give: how
+  // many had been recorded with it.
+  int64_t NumberOf(const Key& key) const;
+  int64_t next_number() const { return recorded_ + 1; }
   // Records what `operations` put on the stream; nothing of it runs.
   absl::Status Record(const Key& key, absl::FunctionRef<absl::Status()> operations);
   void Clear();
@@ -43,6 +47,7 @@ class StepGraphs {
   struct Entry {
     runtime::Graph* graph = nullptr;
     uint64_t last_use = 0;
+    int64_t number = 0;
   };
   // Graphs may be running.
   void Destroy(std::map<Key, Entry>::iterator entry);
@@ -51,6 +56,7 @@ class StepGraphs {
   const Stream stream_;
   std::map<Key, Entry> graphs_;
   uint64_t uses_ = 0;
+  int64_t recorded_ = 0;
 };
 
 }  // namespace verbatim::kernels::cuda

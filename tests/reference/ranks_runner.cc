@@ -12,7 +12,7 @@
 namespace verbatim::model {
 namespace {
 
-constexpr int64_t kPageTokens = 16, kPages = 32;
+constexpr int64_t kPageTokens = 16, kPages = 32, kLogitRows = 8;
 
 }  // namespace
 
@@ -26,7 +26,7 @@ absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoi
   }
   auto transformer = Transformer::Load(*rank.backend, checkpoint,
                                        {.max_batch_rows = 256,
-                                        .max_logit_rows = 8,
+                                        .max_logit_rows = kLogitRows,
                                         .max_model_len = 256,
                                         .communicator = communicator});
   if (!transformer.ok()) return transformer.status();
@@ -49,24 +49,26 @@ absl::StatusOr<LogitRows> Generate(Rank& rank, const kernels::NumericMode& mode,
                                    const RankWork& work) {
   std::mt19937 rng(3);
   const int64_t vocab = rank.transformer->config().vocab_size;
-  std::vector<std::vector<int32_t>> pages(2), tokens(2);
-  for (int32_t i = 0; i < kPages; ++i) pages[i % 2].push_back((i * 7 + 3) % kPages);
-  for (int s = 0; s < 2; ++s) {
-    for (int i = 0; i < work.prompts[s] + work.decode_steps; ++i) {
+  const int32_t sequences = static_cast<int32_t>(work.prompts.size());
+  std::vector<std::vector<int32_t>> pages(sequences), tokens(sequences);
+  for (int32_t i = 0; i < kPages; ++i) pages[i % sequences].push_back((i * 7 + 3) % kPages);
+  for (int32_t s = 0; s < sequences; ++s) {
+    int64_t length = work.prompts[s];
+    for (int32_t first : work.decode) length += s < first;
+    for (int64_t i = 0; i < length; ++i) {
       tokens[s].push_back(static_cast<int32_t>(rng() % vocab));
     }
   }
-  int32_t done[] = {0, 0};
-  const auto left = [&](int s) { return static_cast<int32_t>(tokens[s].size()) - done[s]; };
+  std::vector<int32_t> done(sequences);
   LogitRows out;
-  while (left(0) > 0 || left(1) > 0) {
+  for (size_t decoded = 0; decoded < work.decode.size();) {
     ForwardBatch batch;
     std::vector<int32_t> last;
-    const bool prefilled = done[0] >= work.prompts[0] && done[1] >= work.prompts[1];
-    for (int s = 0; s < 2; ++s) {
-      const bool decoding = done[s] >= work.prompts[s];
-      if (left(s) == 0 || (decoding && !prefilled)) continue;
-      const int32_t count = decoding ? 1 : std::min(work.chunk, work.prompts[s] - done[s]);
+    bool prefilled = true;
+    for (int32_t s = 0; s < sequences; ++s) prefilled = prefilled && done[s] >= work.prompts[s];
+    for (int32_t s = 0; s < sequences; ++s) {
+      if (prefilled ? s >= work.decode[decoded] : done[s] >= work.prompts[s]) continue;
+      const int32_t count = prefilled ? 1 : std::min(work.chunk, work.prompts[s] - done[s]);
       batch.spans.push_back({.first_row = static_cast<int32_t>(batch.rows()),
                              .num_rows = count,
                              .first_position = done[s],
@@ -78,17 +80,22 @@ absl::StatusOr<LogitRows> Generate(Rank& rank, const kernels::NumericMode& mode,
       }
       last.push_back(static_cast<int32_t>(batch.rows()) - 1);
     }
+    decoded += prefilled ? 1 : 0;
     absl::Status status = rank.transformer->Forward(batch, mode, *rank.cache);
-    if (!status.ok()) return status;
-    auto logits = rank.transformer->ComputeLogits(last, mode);
-    if (!logits.ok()) return logits.status();
-    std::vector<float> rows(last.size() * static_cast<size_t>(vocab));
-    status = rank.backend->CopyToHost(rows.data(), *logits, rows.size() * sizeof(float));
-    if (!status.ok()) return status;
-    for (size_t i = 0; i < last.size(); ++i) {
-      out.emplace_back(rows.begin() + static_cast<int64_t>(i) * vocab,
-                       rows.begin() + static_cast<int64_t>(i + 1) * vocab);
+    for (size_t begin = 0; begin < last.size() && status.ok(); begin += kLogitRows) {
+      const auto slice = absl::MakeSpan(last).subspan(begin, kLogitRows);
+      auto logits = rank.transformer->ComputeLogits(slice, mode);
+      if (!logits.ok()) return logits.status();
+      std::vector<float> rows(slice.size() * static_cast<size_t>(vocab));
+      status = rank.backend->CopyToHost(rows.data(), *logits, rows.size() * sizeof(float));
+      for (size_t i = 0; i < slice.size(); ++i) {
+        out.emplace_back(rows.begin() + static_cast<int64_t>(i) * vocab,
+                         rows.begin() + static_cast<int64_t>(i + 1) * vocab);
+      }
     }
+    // What a step computed that was cut short is worth nothing.
+    if (status.ok() && rank.device != nullptr) status = rank.device->failure();
+    if (!status.ok()) return status;
   }
   return out;
 }
@@ -97,7 +104,9 @@ absl::StatusOr<LogitRows> GenerateAlone(const RankPlace& place, const Checkpoint
                                         const kernels::NumericMode& mode, const RankWork& work) {
   auto rank = MakeRank(place, checkpoint, nullptr);
   if (!rank.ok()) return rank.status();
-  return Generate(*rank, mode, work);
+  auto rows = Generate(*rank, mode, work);
+  if (place.at_end) place.at_end(0, *rank->backend);
+  return rows;
 }
 
 absl::StatusOr<LogitRows> GenerateOnRanks(const RankPlace& place, const Checkpoint& checkpoint,
@@ -111,6 +120,7 @@ absl::StatusOr<LogitRows> GenerateOnRanks(const RankPlace& place, const Checkpoi
       if (!rank.ok()) return communicators[r]->Abort(rank.status());
       parallel::Communicator& own = rank->device ? *rank->device : *communicators[r];
       FollowSteps(*rank->transformer, *rank->cache, own).IgnoreError();
+      if (place.at_end) place.at_end(r, *rank->backend);
       rank->device.reset();
     });
   }
@@ -118,6 +128,7 @@ absl::StatusOr<LogitRows> GenerateOnRanks(const RankPlace& place, const Checkpoi
     auto rank = MakeRank(place, checkpoint, communicators[0].get());
     if (!rank.ok()) return rank.status();
     auto generated = Generate(*rank, mode, work);
+    if (place.at_end) place.at_end(0, *rank->backend);
     if (rank->device) rank->device->Close();
     return generated;
   }();

@@ -25,6 +25,8 @@ struct RankPlace {
   std::function<std::unique_ptr<parallel::Communicator>(parallel::Communicator& host,
                                                         kernels::Backend& backend)>
       on_device;
+  // Sees every rank's backend (`rank` 0 where there is one) when it has done its work; may be null.
+  std::function<void(int rank, kernels::Backend& backend)> at_end;
 };
 
 // A rank's backend, weights and cache.
@@ -39,14 +41,15 @@ struct Rank {
 absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoint,
                               parallel::Communicator* communicator);
 
-// Two sequences: prompts in chunks of at most `chunk`, then decode steps of both together.
+// Sequences: prompts of so many tokens in chunks of at most `chunk`, then decode steps of the first
+// so many sequences each.
 struct RankWork {
-  int32_t prompts[2] = {150, 7};
-  int32_t decode_steps = 3;
+  std::vector<int32_t> prompts = {150, 7};
+  std::vector<int32_t> decode = {2, 2, 2};
   int32_t chunk = 256;
 };
 
-// The logits of each step's last rows.
+// The logits of each step's last rows, by step.
 absl::StatusOr<LogitRows> Generate(Rank& rank, const kernels::NumericMode& mode,
                                    const RankWork& work);
 

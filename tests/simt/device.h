@@ -16,6 +16,7 @@
 #include "kernels/cuda/stream.h"
 #include "kernels/numerics/bf16.h"
 #include "simt/emulator.h"
+#include "simt/recording.h"
 
 using dim3 = simt::Dim3;
 struct alignas(16) uint4 {
@@ -291,10 +292,6 @@ struct LaunchShape {
   unsigned int cluster = 1;  // blocks along x that form one
 };
 
-// Where this thread's launches go instead of running; null: they run.
-using Recording = std::vector<std::function<int()>>;
-inline thread_local Recording* recording = nullptr;
-
 // Runs the kernel now, or records it with copies of its arguments. 0, or the code of a failed
 // launch.
 template <class... P, class... A>
@@ -315,7 +312,7 @@ int Launch(void (*kernel)(P...), const LaunchShape& shape, Stream, A&&... argume
     return 719;  // cudaErrorLaunchFailure
   };
   if (recording == nullptr) return run();
-  recording->push_back(run);
+  recording->work.push_back(run);
   return 0;
 }
 

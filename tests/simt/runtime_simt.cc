@@ -1,5 +1,6 @@
 // The runtime of kernels/cuda on the emulator: host memory, everything at once, sticky faults.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/runtime.h"
@@ -29,6 +31,8 @@ struct State {
   int64_t allocations = 0;
   int64_t free_bytes = int64_t{64} << 20;
   int64_t recordings_left = -1;  // the one after these fails; negative: none does
+  std::map<uintptr_t, std::pair<size_t, uint64_t>> live;  // allocations: size, number
+  uint64_t serial = 0;
   int devices = 1;
   int major = 0;  // of the compute capability
   size_t max_shared_bytes = size_t{227} << 10;
@@ -69,6 +73,15 @@ size_t AllowedSharedBytes(const void* kernel) {
   return found == state.allowed_shared_bytes.end()
              ? runtime::kSharedBytesUnasked
              : std::min(found->second, state.max_shared_bytes);
+}
+
+uint64_t AllocationOf(const void* device) {
+  const uintptr_t place = reinterpret_cast<uintptr_t>(device);
+  std::lock_guard lock(TheState().mu);
+  auto found = TheState().live.upper_bound(place);
+  if (found == TheState().live.begin()) return 0;
+  --found;
+  return place < found->first + found->second.first ? found->second.second : 0;
 }
 
 namespace simt_faults {
@@ -118,7 +131,7 @@ namespace runtime {
 
 struct Event {};
 struct Graph {
-  Recording work;
+  std::vector<std::function<int()>> work;
 };
 
 namespace {
@@ -132,7 +145,7 @@ absl::Status Spoil(const char* what) {
 
 absl::Status PutOnStream(std::function<int()> work) {
   if (recording != nullptr) {
-    recording->push_back(std::move(work));
+    recording->work.push_back(std::move(work));
     return TheState().Sticky();
   }
   work();
@@ -181,11 +194,19 @@ absl::StatusOr<void*> Allocate(size_t size_bytes) {
         absl::StrCat("cuda: cannot allocate ", size_bytes, " bytes on the device"));
   }
   std::memset(memory, 0xff, size_bytes);  // NaN: nothing may read what nothing wrote
+  std::lock_guard lock(TheState().mu);
+  TheState().live[reinterpret_cast<uintptr_t>(memory)] = {size_bytes, ++TheState().serial};
   return memory;
 }
-void Free(void* device) { std::free(device); }
+void Free(void* device) {
+  {
+    std::lock_guard lock(TheState().mu);
+    TheState().live.erase(reinterpret_cast<uintptr_t>(device));
+  }
+  std::free(device);
+}
 absl::StatusOr<void*> AllocatePinned(size_t size_bytes) { return Allocate(size_bytes); }
-void FreePinned(void* host) { std::free(host); }
+void FreePinned(void* host) { Free(host); }
 
 absl::StatusOr<Stream> CreateStream() { return Stream{nullptr}; }
 void DestroyStream(Stream) {}
@@ -240,7 +261,8 @@ absl::Status BeginRecording(Stream) {
     }
   }
   spoiled = false;
-  recording = new Recording();
+  static std::atomic<uint64_t> recordings{0};
+  recording = new Recording{.number = ++recordings};
   return absl::OkStatus();
 }
 
@@ -249,7 +271,7 @@ absl::StatusOr<Graph*> EndRecording(Stream) {
   if (work == nullptr) return absl::InternalError("cuda: nothing is being recorded");
   if (spoiled) return absl::InternalError("cuda: the recording was spoiled");
   if (absl::Status sticky = TheState().Sticky(); !sticky.ok()) return sticky;
-  return new Graph{*std::move(work)};
+  return new Graph{std::move(work->work)};
 }
 
 absl::Status LaunchGraph(Graph* graph, Stream) {
