@@ -42,6 +42,9 @@ absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoi
   for (int32_t i = 0; i < kPages; ++i) all[i] = i;
   absl::Status poisoned = rank.cache->Poison(all);
   if (!poisoned.ok()) return poisoned;
+  if (place.before) {
+    place.before(communicator == nullptr ? 0 : communicator->rank(), *rank.transformer);
+  }
   return rank;
 }
 

@@ -25,7 +25,9 @@ struct RankPlace {
   std::function<std::unique_ptr<parallel::Communicator>(parallel::Communicator& host,
                                                         kernels::Backend& backend)>
       on_device;
-  // Sees every rank's backend (`rank` 0 where there is one) when it has done its work; may be null.
+  // See every rank (0 where there is one) before it begins, and when it has done its work; may be
+  // null.
+  std::function<void(int rank, Transformer& transformer)> before;
   std::function<void(int rank, kernels::Backend& backend)> at_end;
 };
 

@@ -1,11 +1,16 @@
-// Ranks on emulated GPUs: one, two and four give the same bits under both strong policies, and
-// PORTABLE the CPU's.
+// Ranks on emulated GPUs: one, two and four give the same bits under both strong policies, with
+// decode steps replayed as graphs and without, and PORTABLE the CPU's.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "conformance/synthetic_model.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -20,6 +25,8 @@ namespace verbatim::model {
 namespace {
 
 using kernels::Policy;
+using kernels::cuda::CudaBackend;
+using testing::HasSubstr;
 
 const RankPlace& Cpu() {
   static const RankPlace place = {
@@ -27,25 +34,40 @@ const RankPlace& Cpu() {
   return place;
 }
 
-const RankPlace& Gpus() {
-  static const RankPlace place = {
-      .make_backend =
-          [] {
-            return *kernels::cuda::CudaBackend::Create({.weight_block_bytes = 0,
-                                                        .workspace_bytes = size_t{4} << 20,
-                                                        .table_bytes = size_t{1} << 20,
-                                                        .expert_table_bytes = size_t{1} << 16,
-                                                        .staging_slot_bytes = size_t{1} << 20,
-                                                        .sampling_scratch_bytes = size_t{4} << 20,
-                                                        .sampling_list_bytes = size_t{1} << 20});
-          },
-      .on_device =
-          [](parallel::Communicator& host, kernels::Backend& backend) {
-            return parallel::MakeDeviceCommunicator(host, backend,
-                                                    std::make_unique<parallel::HostLink>(host));
-          }};
+std::unique_ptr<kernels::Backend> Gpu(size_t max_graphs) {
+  return *CudaBackend::Create({.weight_block_bytes = 0,
+                               .workspace_bytes = size_t{4} << 20,
+                               .table_bytes = size_t{1} << 20,
+                               .expert_table_bytes = size_t{1} << 16,
+                               .staging_slot_bytes = size_t{1} << 20,
+                               .sampling_scratch_bytes = size_t{4} << 20,
+                               .sampling_list_bytes = size_t{1} << 20,
+                               .max_graphs = max_graphs});
+}
+
+// Steps that every rank recorded and replayed.
+struct Steps {
+  std::mutex mu;
+  std::map<int, std::pair<int64_t, int64_t>> of_rank;
+};
+
+RankPlace Gpus(size_t max_graphs, Steps* steps = nullptr) {
+  RankPlace place = {.make_backend = [max_graphs] { return Gpu(max_graphs); },
+                     .on_device =
+                         [](parallel::Communicator& host, kernels::Backend& backend) {
+                           return parallel::MakeDeviceCommunicator(
+                               host, backend, std::make_unique<parallel::HostLink>(host));
+                         }};
+  if (steps == nullptr) return place;
+  place.at_end = [steps](int rank, kernels::Backend& backend) {
+    const auto& cuda = dynamic_cast<const CudaBackend&>(backend);
+    std::lock_guard lock(steps->mu);
+    steps->of_rank[rank] = {cuda.recorded_steps(), cuda.replayed_steps()};
+  };
   return place;
 }
+
+constexpr size_t kEager = 0, kGraphs = 64;
 
 struct Case {
   const char* name;
@@ -53,37 +75,78 @@ struct Case {
   int max_degree;
 };
 
-class SimtTensorParallelTest : public testing::TestWithParam<Case> {};
+class SimtTensorParallelTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    auto opened = GetParam().open();
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    checkpoint_ = *std::move(opened);
+  }
+  LogitRows OnRanks(const RankPlace& place, int degree, const kernels::NumericMode& mode,
+                    const RankWork& work) {
+    const auto rows = degree == 1 ? GenerateAlone(place, *checkpoint_, mode, work)
+                                  : GenerateOnRanks(place, *checkpoint_, degree, mode, work);
+    EXPECT_TRUE(rows.ok()) << rows.status();
+    return rows.value_or(LogitRows{});
+  }
+
+  std::unique_ptr<Checkpoint> checkpoint_;
+};
 
 TEST_P(SimtTensorParallelTest, EveryDegreeHasTheBitsOfOneRank) {
-  auto opened = GetParam().open();
-  ASSERT_TRUE(opened.ok()) << opened.status();
-  const Checkpoint& checkpoint = **opened;
-  // Few rows in chunks; then, with four ranks, as many as experts' sums go in slices from.
+  // Few rows in chunks; then, with four ranks, as many as sums go in slices from.
   for (const RankWork& work :
-       {RankWork{.prompts = {9, 3}, .decode_steps = 2, .chunk = 4},
-        RankWork{.prompts = {GetParam().max_degree > 2 ? 61 : 21, 5}, .decode_steps = 1}}) {
+       {RankWork{.prompts = {9, 3}, .decode = {2, 2}, .chunk = 4},
+        RankWork{.prompts = {GetParam().max_degree > 2 ? 25 : 21, 5}, .decode = {2}}}) {
     for (Policy policy : {Policy::kPortable, Policy::kPinned}) {
-      const auto expected = GenerateAlone(Gpus(), checkpoint, {.policy = policy}, work);
-      ASSERT_TRUE(expected.ok()) << expected.status();
+      const LogitRows expected = OnRanks(Gpus(kGraphs), 1, {.policy = policy}, work);
       for (int degree = 2; degree <= GetParam().max_degree; degree *= 2) {
         SCOPED_TRACE(testing::Message() << NameOf(policy) << ", " << degree << " ranks");
         const int64_t launches = simt::LaunchCount();
-        const auto rows = GenerateOnRanks(Gpus(), checkpoint, degree, {.policy = policy}, work);
-        ASSERT_TRUE(rows.ok()) << rows.status();
-        EXPECT_EQ(*rows, *expected);
+        EXPECT_EQ(OnRanks(Gpus(kGraphs), degree, {.policy = policy}, work), expected);
         EXPECT_GT(simt::LaunchCount(), launches);
       }
       if (policy != Policy::kPortable) continue;
-      const auto cpu = GenerateOnRanks(Cpu(), checkpoint, 2, {.policy = policy}, work);
-      ASSERT_TRUE(cpu.ok()) << cpu.status();
-      EXPECT_EQ(*cpu, *expected);
+      EXPECT_EQ(OnRanks(Cpu(), 2, {.policy = policy}, work), expected);
     }
   }
-  const auto plain =
-      GenerateOnRanks(Gpus(), checkpoint, GetParam().max_degree,
-                      {Policy::kThroughput, kernels::ActivationType::kBF16}, {.prompts = {9, 3}});
-  EXPECT_TRUE(plain.ok()) << plain.status();
+}
+
+// Sequences come and go, so that steps have 1, 2, 4, 8, 16 and with two ranks 24 rows, with padding
+// and without, each size recorded once and replayed with other sequences; the prompts, a token
+// each, are a decode step too. 16 rows of four ranks' experts go in slices.
+TEST_P(SimtTensorParallelTest, ReplayedStepsOfEverySizeHaveTheBitsOfOneRankEager) {
+  const bool two = GetParam().max_degree == 2;
+  const RankWork work =
+      two ? RankWork{.prompts = std::vector<int32_t>(24, 1),
+                     .decode = {1, 1, 2, 2, 3, 4, 8, 5, 9, 16, 17, 3, 1}}
+          : RankWork{.prompts = std::vector<int32_t>(9, 1), .decode = {1, 2, 3, 5, 9, 7, 1}};
+  const std::pair<int64_t, int64_t> recorded_and_replayed(two ? 6 : 5, two ? 8 : 3);
+  for (Policy policy : {Policy::kPortable, Policy::kPinned}) {
+    const LogitRows expected = OnRanks(Gpus(kEager), 1, {.policy = policy}, work);
+    for (int degree = 2; degree <= GetParam().max_degree; degree *= 2) {
+      if (!two && degree == 2 && policy == Policy::kPinned) continue;  // saves time
+      SCOPED_TRACE(testing::Message() << NameOf(policy) << ", " << degree << " ranks");
+      Steps steps;
+      EXPECT_EQ(OnRanks(Gpus(kGraphs, &steps), degree, {.policy = policy}, work), expected);
+      EXPECT_EQ(steps.of_rank.size(), static_cast<size_t>(degree));
+      for (const auto& [rank, counts] : steps.of_rank) EXPECT_EQ(counts, recorded_and_replayed);
+    }
+    if (!two || policy == Policy::kPinned) continue;
+    Steps steps;
+    EXPECT_EQ(OnRanks(Gpus(kEager, &steps), 2, {.policy = policy}, work), expected);
+    for (const auto& [rank, counts] : steps.of_rank) EXPECT_EQ(counts.first, 0);
+  }
+}
+
+TEST_P(SimtTensorParallelTest, ThroughputHasTheSameBitsWithGraphsAndWithout) {
+  const RankWork work = {.prompts = {9, 3, 2}, .decode = {3, 3, 2, 1}};
+  const kernels::NumericMode mode = {Policy::kThroughput, kernels::ActivationType::kBF16};
+  Steps steps;
+  const int degree = GetParam().max_degree;
+  EXPECT_EQ(OnRanks(Gpus(kGraphs, &steps), degree, mode, work),
+            OnRanks(Gpus(kEager), degree, mode, work));
+  EXPECT_EQ(steps.of_rank[degree - 1].second, 1);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -95,6 +158,44 @@ INSTANTIATE_TEST_SUITE_P(
              [] { return Checkpoint::Open("tests/fixtures/reference/gguf_qwen3_q8_0.gguf"); }, 2},
         Case{"four_ranks", [] { return conformance::MakeSyntheticForFourRanks(); }, 4}),
     [](const auto& info) { return std::string(info.param.name); });
+
+// NCCL would wait for ever.
+TEST(SimtRecordedRanksTest, RanksThatWouldNotDoTheSameEndBeforeTheStep) {
+  const auto checkpoint = Checkpoint::Open("tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
+  ASSERT_TRUE(checkpoint.ok());
+  RankPlace place = Gpus(kGraphs);
+  std::atomic<int> made{0};
+  place.make_backend = [&made] { return Gpu(made++ == 0 ? kGraphs : kEager); };
+  const auto rows = GenerateOnRanks(place, **checkpoint, 2, {}, {.prompts = {2}, .decode = {1}});
+  EXPECT_EQ(rows.status().code(), absl::StatusCode::kUnavailable);
+  const std::string message(rows.status().message());
+  EXPECT_THAT(message, HasSubstr("the ranks' recorded decode steps differ: "));
+  EXPECT_THAT(message, HasSubstr("1 rows of 1 cuts, recorded as graph 1"));
+}
+
+// Of rank 0: the others do without graphs too.
+TEST(SimtRecordedRanksTest, StepsThatSomebodyLooksAtAreNotReplayed) {
+  class Looker final : public ForwardObserver {
+   public:
+    void OnOutput(const ObservedRows&) override { ++outputs; }
+    int outputs = 0;
+  } looker;
+  const auto checkpoint = Checkpoint::Open("tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
+  ASSERT_TRUE(checkpoint.ok());
+  const RankWork work = {.prompts = {2}, .decode = {1, 1, 1}};
+  Steps steps;
+  RankPlace place = Gpus(kGraphs, &steps);
+  place.before = [&looker](int rank, Transformer& transformer) {
+    if (rank == 0) transformer.set_observer(&looker);
+  };
+  const auto watched = GenerateOnRanks(place, **checkpoint, 2, {}, work);
+  ASSERT_TRUE(watched.ok()) << watched.status();
+  EXPECT_GT(looker.outputs, 0);
+  for (const auto& [rank, counts] : steps.of_rank) EXPECT_EQ(counts.first + counts.second, 0);
+  const auto plain = GenerateOnRanks(Gpus(kGraphs), **checkpoint, 2, {}, work);
+  ASSERT_TRUE(plain.ok());
+  EXPECT_EQ(*watched, *plain);
+}
 
 }  // namespace
 }  // namespace verbatim::model
