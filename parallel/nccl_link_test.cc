@@ -8,6 +8,7 @@
 #include <atomic>
 #include <future>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -28,6 +29,9 @@ struct Fake {
   ncclResult_t send = ncclSuccess;
   bool in_progress = false;  // what calls answer
   std::atomic<int> aborts{0};
+  // Graphs with what was put on the stream: an abort ends only when there are none any more.
+  std::atomic<int> graphs{0};
+  std::atomic<bool> device_told_to_stop{false};
 
   ncclResult_t Answer() const { return in_progress ? ncclInProgress : ncclSuccess; }
 };
@@ -59,6 +63,8 @@ NcclFunctions Functions() {
   };
   f.comm_abort = [](ncclComm_t comm) {
     EXPECT_EQ(comm, kComm);
+    fake->device_told_to_stop = true;
+    while (fake->graphs > 0) std::this_thread::yield();
     ++fake->aborts;
     return ncclSuccess;
   };
@@ -184,6 +190,36 @@ TEST_F(NcclLinkTest, AbortEndsWhoeverWaits) {
   EXPECT_TRUE((*link)->Check().ok());
   EXPECT_THAT(fake_.calls, IsEmpty());
   (*link)->Abort();
+  link->reset();
+  EXPECT_EQ(fake_.aborts, 1);
+}
+
+// A replay waits for a rank that is gone; whoever replays can destroy the graphs only once that has
+// ended, and hears of it only when Abort returns.
+TEST_F(NcclLinkTest, AbortEndsAGraphThatRunsAndWaitsForNone) {
+  auto link = Connect();
+  ASSERT_TRUE(link.ok()) << link.status();
+  float x = 0;
+  EXPECT_TRUE((*link)->Exchange({{0, &x, 1}}, {}).ok());
+  fake_.graphs = 2;
+  std::future<void> replay = std::async(std::launch::async, [this] {
+    while (!fake_.device_told_to_stop) std::this_thread::yield();
+  });
+  (*link)->Abort();
+  EXPECT_EQ(fake_.aborts, 0);
+  replay.get();  // ends
+  // Nothing more reaches the communicator while it waits.
+  fake_.calls.clear();
+  fake_.polls = 0;
+  EXPECT_FALSE((*link)->Exchange({{0, &x, 1}}, {}).ok());
+  EXPECT_TRUE((*link)->Check().ok());
+  EXPECT_THAT(fake_.calls, IsEmpty());
+  EXPECT_EQ(fake_.polls, 0);
+  (*link)->Abort();
+  fake_.graphs = 0;
+  (*link)->Release();
+  EXPECT_EQ(fake_.aborts, 1);
+  (*link)->Release();
   link->reset();
   EXPECT_EQ(fake_.aborts, 1);
 }
