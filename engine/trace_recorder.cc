@@ -194,7 +194,7 @@ class TraceRecorder::TraceBuilder {
     }
     step.cuts = trace::OwnCuts(
         step, recorder_.backend_.AttentionCuts(step.mode, recorder_.cache_,
-                                               recorder_.transformer_.config().num_heads, spans));
+                                               recorder_.transformer_.num_heads(), spans));
     // Padding behind a decode step's rows changes no choice (Backend::DecodeRows).
     shapes_.emplace(step.mode.policy, step.mode.activations, false, row);
     if (step.logit_index >= 0) {

@@ -128,7 +128,8 @@ class Transformer {
   const ModelConfig& config() const { return config_; }
   // What this rank holds of it.
   const ShardPlan& shard() const { return plan_; }
-  // Heads of this rank's KV cache.
+  // Heads of this rank, and of its KV cache.
+  int64_t num_heads() const { return local_.num_heads; }
   int64_t num_kv_heads() const { return local_.num_kv_heads; }
   // Why the ranks cannot honour a policy that the backend can, or empty.
   std::string RefusalOf(kernels::Policy policy) const {
