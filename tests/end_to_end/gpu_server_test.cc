@@ -1,5 +1,6 @@
 // The server's process on a GPU, here the emulated one: its answers, and how it ends when the
 // device cannot be used or fails while it serves.
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -207,6 +208,35 @@ TEST_F(GpuServerTest, ADeviceOfAnotherRankThatFailsEndsRequestsAndProcesses) {
   EXPECT_THAT(answer.status.error_message(), HasSubstr("rank 1 (process"));
   EXPECT_THAT(answer.status.error_message(), HasSubstr("an illegal address"));
   EXPECT_NE(server.Wait(), 0);  // by itself
+}
+
+// Rank 0's device is in the middle of a graph, or soon is.
+TEST_F(GpuServerTest, ARankThatDiesWhileStepsAreReplayedEndsRequestsAndProcesses) {
+  setenv("VERBATIM_SIMT_DEVICES", "2", 1);
+  std::vector<std::string> launcher = Launcher("2");
+  launcher.push_back("--enable-recovery");  // leaves rank 0 the time to end by itself
+  ServerProcess server(RankFlags({"--device=cuda", "--tensor-parallel-size=2"}), launcher);
+  ASSERT_TRUE(server.ready()) << server.log();
+  v1::GenerateRequest request;
+  request.set_text("once upon a time");
+  request.set_determinism(v1::DETERMINISM_PINNED);
+  request.mutable_sampling()->set_ignore_eos(true);
+  request.mutable_sampling()->set_max_tokens(230);
+  grpc::ClientContext context;
+  auto reader = server.stub().Generate(&context, request);
+  v1::GenerateResponse message;
+  bool begun = false;
+  while (!begun && reader->Read(&message)) begun = message.has_delta();
+  ASSERT_TRUE(begun);
+  const pid_t rank = ProcessOfRank(server.pid(), 1);
+  ASSERT_GT(rank, 0);
+  kill(rank, SIGKILL);
+  while (reader->Read(&message)) EXPECT_FALSE(message.has_finished());
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("rank 1 (process " + std::to_string(rank)));
+  server.Wait();
+  EXPECT_THAT(server.log(), HasSubstr("has ended unexpectedly"));
 }
 
 TEST_F(GpuServerTest, EveryRankNeedsAGpuOfItsOwn) {

@@ -7,12 +7,42 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/security/credentials.h"
 
 namespace verbatim::end_to_end {
+namespace {
+
+std::string Contents(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+}  // namespace
+
+pid_t ProcessOfRank(pid_t launcher, int rank) {
+  const std::string variable =
+      std::string("OMPI_COMM_WORLD_RANK=") + std::to_string(rank) + std::string(1, '\0');
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string stat = Contents(entry.path() / "stat");
+    // "pid (name) state parent …"
+    const size_t end_of_name = stat.rfind(')');
+    if (end_of_name == std::string::npos) continue;
+    if (std::stol(stat.substr(end_of_name + 4)) != launcher) continue;
+    if (Contents(entry.path() / "environ").find(variable) != std::string::npos) {
+      return std::stoi(name);
+    }
+  }
+  return -1;
+}
 
 ServerProcess::ServerProcess(std::vector<std::string> flags, std::vector<std::string> launcher) {
   int fds[2];

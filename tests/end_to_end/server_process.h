@@ -51,6 +51,9 @@ class ServerProcess {
   std::unique_ptr<v1::VerbatimService::Stub> stub_;
 };
 
+// The process of a rank among the launcher's children, or −1.
+pid_t ProcessOfRank(pid_t launcher, int rank);
+
 // grpc.health.v1.Health/Check: the status in the answer (1 SERVING, 2 NOT_SERVING), or −1.
 int CheckHealth(const std::shared_ptr<grpc::Channel>& channel, const std::string& service);
 

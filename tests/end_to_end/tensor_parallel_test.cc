@@ -4,9 +4,6 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -43,30 +40,6 @@ v1::GenerateRequest Request(v1::Determinism determinism, int64_t max_tokens) {
 
 Answer Ask(const ServerProcess& server, v1::Determinism determinism, int64_t max_tokens) {
   return server.Ask(Request(determinism, max_tokens));
-}
-
-std::string Contents(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
-// The process of a rank among the launcher's children, or −1.
-pid_t ProcessOfRank(pid_t launcher, int rank) {
-  const std::string variable =
-      std::string("OMPI_COMM_WORLD_RANK=") + std::to_string(rank) + std::string(1, '\0');
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    const std::string stat = Contents(entry.path() / "stat");
-    // "pid (name) state parent …"
-    const size_t end_of_name = stat.rfind(')');
-    if (end_of_name == std::string::npos) continue;
-    if (std::stol(stat.substr(end_of_name + 4)) != launcher) continue;
-    if (Contents(entry.path() / "environ").find(variable) != std::string::npos) {
-      return std::stoi(name);
-    }
-  }
-  return -1;
 }
 
 TEST(TensorParallelServerTest, TwoRanksAnswerWithTheBitsOfOne) {
