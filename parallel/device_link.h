@@ -37,7 +37,7 @@ class DeviceLink {
   // ranks nor for recordings to go. All other calls fail from then on.
   virtual void Abort() = 0;
   // After Abort, and once no recording holds messages any more: waits until nothing of the link is
-  // left.
+  // left, or for as long as that may take.
   virtual void Release() = 0;
 };
 

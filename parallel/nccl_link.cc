@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -169,17 +170,22 @@ absl::Status NcclLink::Check() {
 void NcclLink::Abort() {
   std::lock_guard lock(mu_);
   if (comm_ == nullptr) return;
-  aborting_ = std::thread([abort = nccl_.comm_abort, comm = comm_] { abort(comm); });
+  std::promise<void> done;
+  aborted_ = done.get_future();
+  std::thread([abort = nccl_.comm_abort, comm = comm_, done = std::move(done)]() mutable {
+    abort(comm);
+    done.set_value();
+  }).detach();
   comm_ = nullptr;
 }
 
 void NcclLink::Release() {
-  std::thread aborting;
+  std::future<void> aborted;
   {
     std::lock_guard lock(mu_);
-    aborting.swap(aborting_);
+    aborted = std::move(aborted_);
   }
-  if (aborting.joinable()) aborting.join();
+  if (aborted.valid()) aborted.wait_for(release_limit_);
 }
 
 NcclLink::~NcclLink() {

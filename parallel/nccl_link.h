@@ -4,10 +4,11 @@
 
 #include <nccl.h>
 
+#include <chrono>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
-#include <thread>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -51,6 +52,10 @@ class NcclLink final : public DeviceLink {
   static absl::StatusOr<std::unique_ptr<NcclLink>> Connect(
       const NcclFunctions& nccl, const ncclUniqueId& id, int rank, int size, cudaStream_t stream,
       const std::function<absl::Status()>& failure);
+  // Release does not wait longer than this: a device that has failed may never let go of graphs.
+  static constexpr std::chrono::seconds kReleaseLimit{10};
+  // Tests have less time.
+  void set_release_limit(std::chrono::milliseconds limit) { release_limit_ = limit; }
   ~NcclLink() override;
 
   absl::Status Exchange(absl::Span<const Message> sends,
@@ -73,7 +78,8 @@ class NcclLink final : public DeviceLink {
   const cudaStream_t stream_;
   std::mutex mu_;              // held during calls, which do not wait, and while aborting
   ncclComm_t comm_ = nullptr;  // null once aborted
-  std::thread aborting_;       // ends the communicator; under mu_ until Release takes it
+  std::future<void> aborted_;  // the end of ncclCommAbort; not valid before and after
+  std::chrono::milliseconds release_limit_ = kReleaseLimit;
 };
 
 }  // namespace verbatim::parallel

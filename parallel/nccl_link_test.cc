@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <future>
 #include <string>
 #include <thread>
@@ -222,6 +223,18 @@ TEST_F(NcclLinkTest, AbortEndsAGraphThatRunsAndWaitsForNone) {
   (*link)->Release();
   link->reset();
   EXPECT_EQ(fake_.aborts, 1);
+}
+
+// As of a device that has failed.
+TEST_F(NcclLinkTest, GraphsThatNeverGoAreNotWaitedForForEver) {
+  auto link = Connect();
+  ASSERT_TRUE(link.ok()) << link.status();
+  (*link)->set_release_limit(std::chrono::milliseconds(1));
+  fake_.graphs = 1;
+  link->reset();
+  EXPECT_EQ(fake_.aborts, 0);
+  fake_.graphs = 0;
+  while (fake_.aborts == 0) std::this_thread::yield();
 }
 
 }  // namespace
