@@ -12,7 +12,7 @@
 namespace verbatim::model {
 namespace {
 
-constexpr int64_t kPageTokens = 16, kPages = 32, kLogitRows = 8;
+constexpr int64_t kPageTokens = 16, kLogitRows = 8;
 
 }  // namespace
 
@@ -35,11 +35,11 @@ absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoi
                                             .num_kv_heads = rank.transformer->num_kv_heads(),
                                             .head_dim = checkpoint.config().head_dim,
                                             .page_tokens = kPageTokens,
-                                            .num_pages = kPages});
+                                            .num_pages = place.num_pages});
   if (!cache.ok()) return cache.status();
   rank.cache = *std::move(cache);
-  std::vector<int32_t> all(kPages);
-  for (int32_t i = 0; i < kPages; ++i) all[i] = i;
+  std::vector<int32_t> all(place.num_pages);
+  for (int32_t i = 0; i < place.num_pages; ++i) all[i] = i;
   absl::Status poisoned = rank.cache->Poison(all);
   if (!poisoned.ok()) return poisoned;
   if (place.before) {
@@ -54,7 +54,8 @@ absl::StatusOr<LogitRows> Generate(Rank& rank, const kernels::NumericMode& mode,
   const int64_t vocab = rank.transformer->config().vocab_size;
   const int32_t sequences = static_cast<int32_t>(work.prompts.size());
   std::vector<std::vector<int32_t>> pages(sequences), tokens(sequences);
-  for (int32_t i = 0; i < kPages; ++i) pages[i % sequences].push_back((i * 7 + 3) % kPages);
+  const int32_t num_pages = static_cast<int32_t>(rank.cache->config().num_pages);
+  for (int32_t i = 0; i < num_pages; ++i) pages[i % sequences].push_back((i * 7 + 3) % num_pages);
   for (int32_t s = 0; s < sequences; ++s) {
     int64_t length = work.prompts[s];
     for (int32_t first : work.decode) length += s < first;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>
@@ -136,6 +137,25 @@ TEST_P(SimtTensorParallelTest, ReplayedStepsOfEverySizeHaveTheBitsOfOneRankEager
     Steps steps;
     EXPECT_EQ(OnRanks(Gpus(kEager, &steps), 2, {.policy = policy}, work), expected);
     for (const auto& [rank, counts] : steps.of_rank) EXPECT_EQ(counts.first, 0);
+  }
+}
+
+// Minutes.
+TEST_P(SimtTensorParallelTest, AllSizesOfSteps) {
+  if (std::getenv("VERBATIM_EXHAUSTIVE") == nullptr || GetParam().max_degree != 2) {
+    GTEST_SKIP() << "only with VERBATIM_EXHAUSTIVE=1, and two ranks";
+  }
+  RankWork work = {.prompts = std::vector<int32_t>(256, 1), .decode = {}};
+  for (int32_t size = 8; size < 256; size += 8) work.decode.push_back(size - size % 3);
+  for (int32_t size : {3, 2, 1, 1, 2, 4, 250}) work.decode.push_back(size);
+  for (const kernels::NumericMode mode :
+       {kernels::NumericMode{Policy::kPortable}, {Policy::kPinned}, {Policy::kThroughput}}) {
+    SCOPED_TRACE(NameOf(mode.policy));
+    RankPlace eager = Gpus(kEager), graphs = Gpus(kGraphs);
+    eager.num_pages = graphs.num_pages = 1024;
+    const int degree = kernels::IsStrong(mode.policy) ? 1 : 2;
+    const LogitRows expected = OnRanks(eager, degree, mode, work);
+    EXPECT_EQ(OnRanks(graphs, 2, mode, work) == expected, true);
   }
 }
 
