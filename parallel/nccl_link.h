@@ -76,7 +76,7 @@ class NcclLink final : public DeviceLink {
 
   const NcclFunctions nccl_;
   const cudaStream_t stream_;
-  std::mutex mu_;              // held during calls, which do not wait, and while aborting
+  std::mutex mu_;              // held during calls, none of which waits
   ncclComm_t comm_ = nullptr;  // null once aborted
   std::future<void> aborted_;  // the end of ncclCommAbort; not valid before and after
   std::chrono::milliseconds release_limit_ = kReleaseLimit;
