@@ -105,8 +105,8 @@ class Backend {
   virtual int64_t DecodeRows(int64_t sequences) const = 0;
   // Whether RunDecode records steps.
   virtual bool RecordsDecode() const = 0;
-  // What RunDecode would now do with the step, in words. Ranks of tensor parallelism must all do the
-  // same, because a recording holds their exchanges: where they have had the same steps so far,
+  // What RunDecode would now do with the step, in words. Ranks of tensor parallelism must all do
+  // the same, because a recording holds their exchanges: where they have had the same steps so far,
   // these words are the same.
   virtual std::string DecodePlan(const DecodeStep& step) const = 0;
   // Runs the operations of a decode step: calls `operations`, which calls methods of this backend,
