@@ -157,7 +157,7 @@ TEST(RunPairTest, FindsOtherBitsUnderLoad) {
   options.max_tokens = 12;
   options.ignore_eos = true;
   options.neighbours = 9;
-  options.attempts = 3;
+  options.attempts = 20;
   const auto pair =
       RunAloneAndLoaded(options, engine::TinyBackend(2), *engine::TinyModel().checkpoint,
                         *engine::TinyModel().tokenizer, kWeights, nullptr);
