@@ -41,8 +41,11 @@ absl::Status Transformer::CheckTerms(const ForwardBatch& batch, const NumericMod
   std::string plan;
   if (RecordsExchanges()) plan = backend_.DecodePlan(StepOf(batch, mode, cache, terms));
   if (plan == terms.plan) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("the ranks' recorded decode steps differ: here ", plan,
-                                          "; rank 0: ", terms.plan));
+  const auto named = [](const std::string& words) {
+    return words.empty() ? std::string("records none") : words;
+  };
+  return absl::InternalError(absl::StrCat("the ranks' recorded decode steps differ: here ",
+                                          named(plan), "; rank 0: ", named(terms.plan)));
 }
 
 absl::Status Transformer::FollowForward(const ForwardBatch& batch, const NumericMode& mode,

@@ -19,7 +19,7 @@ constexpr int64_t kPageTokens = 16, kLogitRows = 8;
 absl::StatusOr<Rank> MakeRank(const RankPlace& place, const Checkpoint& checkpoint,
                               parallel::Communicator* communicator) {
   Rank rank;
-  rank.backend = place.make_backend();
+  rank.backend = place.make_backend(communicator == nullptr ? 0 : communicator->rank());
   if (communicator != nullptr && place.on_device) {
     rank.device = place.on_device(*communicator, *rank.backend);
     communicator = rank.device.get();

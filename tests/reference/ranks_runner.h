@@ -20,7 +20,8 @@ using LogitRows = std::vector<std::vector<float>>;
 
 // What ranks compute on.
 struct RankPlace {
-  std::function<std::unique_ptr<kernels::Backend>()> make_backend;
+  // 0 where there is one rank.
+  std::function<std::unique_ptr<kernels::Backend>(int rank)> make_backend;
   int32_t num_pages = 32;  // of 16 tokens, shared out among the sequences; no multiple of 7
   // The ranks' communicator for memory of that backend, given the host's; null: the host's serves.
   std::function<std::unique_ptr<parallel::Communicator>(parallel::Communicator& host,

@@ -28,7 +28,7 @@ using kernels::Policy;
 
 const RankPlace& Cpu() {
   static const RankPlace place = {
-      .make_backend = [] { return *kernels::cpu::CpuBackend::Create({.threads = 1}); }};
+      .make_backend = [](int) { return *kernels::cpu::CpuBackend::Create({.threads = 1}); }};
   return place;
 }
 

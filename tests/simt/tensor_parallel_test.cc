@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <functional>
 #include <map>
@@ -31,7 +30,7 @@ using testing::HasSubstr;
 
 const RankPlace& Cpu() {
   static const RankPlace place = {
-      .make_backend = [] { return *kernels::cpu::CpuBackend::Create({.threads = 1}); }};
+      .make_backend = [](int) { return *kernels::cpu::CpuBackend::Create({.threads = 1}); }};
   return place;
 }
 
@@ -53,7 +52,7 @@ struct Steps {
 };
 
 RankPlace Gpus(size_t max_graphs, Steps* steps = nullptr) {
-  RankPlace place = {.make_backend = [max_graphs] { return Gpu(max_graphs); },
+  RankPlace place = {.make_backend = [max_graphs](int) { return Gpu(max_graphs); },
                      .on_device =
                          [](parallel::Communicator& host, kernels::Backend& backend) {
                            return parallel::MakeDeviceCommunicator(
@@ -177,13 +176,16 @@ TEST(SimtRecordedRanksTest, RanksThatWouldNotDoTheSameEndBeforeTheStep) {
   const auto checkpoint = Checkpoint::Open("tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
   ASSERT_TRUE(checkpoint.ok());
   RankPlace place = Gpus(kGraphs);
-  std::atomic<int> made{0};
-  place.make_backend = [&made] { return Gpu(made++ == 0 ? kGraphs : kEager); };
-  const auto rows = GenerateOnRanks(place, **checkpoint, 2, {}, {.prompts = {2}, .decode = {1}});
-  EXPECT_EQ(rows.status().code(), absl::StatusCode::kUnavailable);
-  const std::string message(rows.status().message());
-  EXPECT_THAT(message, HasSubstr("the ranks' recorded decode steps differ: "));
-  EXPECT_THAT(message, HasSubstr("1 rows of 1 cuts, recorded as graph 1"));
+  for (const int eager : {0, 1}) {
+    place.make_backend = [eager](int rank) { return Gpu(rank == eager ? kEager : kGraphs); };
+    const auto rows = GenerateOnRanks(place, **checkpoint, 2, {}, {.prompts = {2}, .decode = {1}});
+    EXPECT_EQ(rows.status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(rows.status().message()),
+                HasSubstr(eager == 0 ? "recorded decode steps differ: here 1 rows, one operation "
+                                       "after the other; rank 0: records none"
+                                     : "recorded decode steps differ: here records none; "
+                                       "rank 0: 1 rows of 1 cuts, recorded as graph 1"));
+  }
 }
 
 // Of rank 0: the others do without graphs too.
