@@ -100,6 +100,7 @@ class EngineImpl final : public Engine {
   std::map<scheduler::SequenceId, SampleState*> sequences_;
   scheduler::SequenceId next_sequence_ = 1;
   StepStatistics step_stats_;
+  absl::Status late_fault_;  // of a step that is over; ends the next one's requests
 
   // Shared with the callers, under mu_.
   mutable std::mutex mu_;

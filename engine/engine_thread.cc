@@ -144,6 +144,7 @@ void EngineImpl::RunStep(const StepPlan& plan, absl::Time now) {
   NoteAdmissions(plan, now);
   StepOutcome outcome;
   absl::Status status = runner_->Run(plan, sequences_, outcome);
+  if (status.ok()) status = std::exchange(late_fault_, absl::OkStatus());
   // What other ranks send to a device may have been cut short; the numbers do not show it.
   if (status.ok() && config_.communicator != nullptr) status = config_.communicator->failure();
   const absl::Time computed = absl::Now();
@@ -378,9 +379,12 @@ void EngineImpl::PublishStats() {
   std::optional<std::vector<model::MoeStatistics>> experts;
   if (transformer_->config().moe.num_experts > 0 &&
       (sequences_.empty() || step_stats_.steps % kStepsBetween == 0)) {
-    // Statistics are not worth ending a request for.
-    if (auto counted = transformer_->ExpertStatistics(); counted.ok())
+    if (auto counted = transformer_->ExpertStatistics(); counted.ok()) {
       experts = *std::move(counted);
+    } else {
+      // What a step left behind shows wherever something is fetched next, and only once.
+      late_fault_ = counted.status();
+    }
   }
   std::lock_guard lock(mu_);
   stats_.steps = step_stats_;

@@ -22,7 +22,8 @@ absl::Status FeedForward::FetchRouting() {
   const size_t slots = static_cast<size_t>(pending_rows_ * top_k);  // of a layer
   const size_t stride = static_cast<size_t>(pending_computed_rows_ * top_k);
   const size_t all = stride * static_cast<size_t>(num_moe_layers_);
-  fetched_rows_ = std::exchange(pending_rows_, 0);
+  const int64_t rows = std::exchange(pending_rows_, 0);
+  fetched_rows_ = 0;
   const bool limited = capacity_ != 0;
   host_experts_.resize(all);
   host_wanted_.resize(limited ? all : 0);
@@ -40,6 +41,7 @@ absl::Status FeedForward::FetchRouting() {
     }
     host->resize(slots * static_cast<size_t>(num_moe_layers_));
   }
+  fetched_rows_ = rows;
   return absl::OkStatus();
 }
 

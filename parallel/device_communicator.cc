@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "parallel/failure.h"
 
@@ -29,7 +30,10 @@ class DeviceCommunicator final : public Communicator {
     });
     watcher_ = std::thread([this] { Watch(); });
   }
-  ~DeviceCommunicator() override { EndLink(); }
+  // Not closed: the backend may be gone, and with it what it had recorded.
+  ~DeviceCommunicator() override {
+    EndLink([] {});
+  }
 
   int rank() const override { return host_.rank(); }
   int size() const override { return host_.size(); }
@@ -63,7 +67,7 @@ class DeviceCommunicator final : public Communicator {
     // failures are noticed.
     if (failure().ok()) backend_.Synchronize().IgnoreError();
     host_.Close();
-    EndLink();
+    EndLink([this] { backend_.ForgetDecode(); });
   }
 
  private:
@@ -89,7 +93,8 @@ class DeviceCommunicator final : public Communicator {
     failure_.Set(host_.failure());
   }
 
-  void EndLink() {
+  // `forget` drops recorded exchanges, which the link's release would wait for.
+  void EndLink(absl::FunctionRef<void()> forget) {
     if (!watcher_.joinable()) return;
     host_.OnFailure(nullptr);
     {
@@ -100,7 +105,7 @@ class DeviceCommunicator final : public Communicator {
     watcher_.join();
     // Nothing waits for other ranks any more: what runs of the recordings comes to its end.
     link_->Abort();
-    backend_.ForgetDecode();
+    forget();
     link_->Release();
   }
 

@@ -16,8 +16,10 @@
 
 namespace verbatim::parallel {
 
-// `host` must outlive the result, `backend` its Close or, where nobody closes it, its end. A rank
-// other than 0 must end it before its backend, which might wait for messages that do not come.
+// `host` must outlive the result, `backend` its Close, which also drops what the backend has
+// recorded. Where nobody closes it, whoever recorded exchanges has dropped them before it ends
+// (kernels::Backend::ForgetDecode), and `backend` may be gone. A rank other than 0 must end it
+// before its backend, which might wait for messages that do not come.
 std::unique_ptr<Communicator> MakeDeviceCommunicator(Communicator& host, kernels::Backend& backend,
                                                      std::unique_ptr<DeviceLink> link);
 

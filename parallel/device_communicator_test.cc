@@ -164,6 +164,12 @@ TEST_F(DeviceCommunicatorTest, AnEndAfterAFailureWaitsForNothing) {
   EXPECT_THAT(events_.Log(), ElementsAre("abort", "abort", "forget", "release"));
 }
 
+// As when what comes between the device and the engine is refused.
+TEST_F(DeviceCommunicatorTest, AnEndWithoutACloseLeavesTheBackendAlone) {
+  device_.reset();
+  EXPECT_THAT(events_.Log(), ElementsAre("abort", "release"));
+}
+
 // A link that carries nothing, and says that it did.
 TEST_F(DeviceCommunicatorTest, ALinkThatCarriesNothingIsFoundOut) {
   const absl::Status tried = TryExchanges(*device_, backend_);

@@ -83,13 +83,15 @@ absl::StatusOr<std::unique_ptr<NcclLink>> NcclLink::Connect(
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   std::unique_lock lock(link->mu_);
-  ncclResult_t result = nccl.comm_init(&link->comm_, size, id, rank, &config);
-  while (result == ncclInProgress && link->comm_ != nullptr) {
+  ncclComm_t comm = nullptr;
+  ncclResult_t result = nccl.comm_init(&comm, size, id, rank, &config);
+  link->comm_ = comm;
+  while (result == ncclInProgress && comm != nullptr) {
     lock.unlock();
     if (absl::Status failed = failure(); !failed.ok()) return failed;
     std::this_thread::sleep_for(kPollInterval);
     lock.lock();
-    const ncclResult_t asked = nccl.comm_get_async_error(link->comm_, &result);
+    const ncclResult_t asked = nccl.comm_get_async_error(comm, &result);
     if (asked != ncclSuccess) result = asked;
   }
   absl::Status status = link->StatusOf("ncclCommInitRankConfig", result);
@@ -108,9 +110,10 @@ absl::Status NcclLink::Finish(const char* call, ncclResult_t result) {
   while (true) {
     {
       std::lock_guard lock(mu_);
-      if (comm_ == nullptr) return Ended();
+      const ncclComm_t comm = comm_;
+      if (comm == nullptr) return Ended();
       if (result != ncclInProgress) return StatusOf(call, result);
-      const ncclResult_t asked = nccl_.comm_get_async_error(comm_, &result);
+      const ncclResult_t asked = nccl_.comm_get_async_error(comm, &result);
       if (asked != ncclSuccess) return StatusOf("ncclCommGetAsyncError", asked);
       if (result == ncclSuccess) return absl::OkStatus();
     }
@@ -124,18 +127,19 @@ absl::Status NcclLink::Exchange(absl::Span<const Message> sends,
   ncclResult_t result = ncclSuccess;
   {
     std::lock_guard lock(mu_);
-    if (comm_ == nullptr) return Ended();
+    const ncclComm_t comm = comm_;
+    if (comm == nullptr) return Ended();
     const auto note = [&](ncclResult_t one) {
       if (one != ncclSuccess && one != ncclInProgress && result == ncclSuccess) result = one;
     };
     note(nccl_.group_start());
     for (const Message& message : receives) {
       note(nccl_.recv(message.data, static_cast<size_t>(message.count), ncclFloat32, message.peer,
-                      comm_, stream_));
+                      comm, stream_));
     }
     for (const Message& message : sends) {
       note(nccl_.send(message.data, static_cast<size_t>(message.count), ncclFloat32, message.peer,
-                      comm_, stream_));
+                      comm, stream_));
     }
     const ncclResult_t ended = nccl_.group_end();
     if (result == ncclSuccess) result = ended;
@@ -148,41 +152,51 @@ absl::Status NcclLink::AllReduceSum(float* data, int64_t count) {
   ncclResult_t result;
   {
     std::lock_guard lock(mu_);
-    if (comm_ == nullptr) return Ended();
-    result = nccl_.all_reduce(data, data, static_cast<size_t>(count), ncclFloat32, ncclSum, comm_,
+    const ncclComm_t comm = comm_;
+    if (comm == nullptr) return Ended();
+    result = nccl_.all_reduce(data, data, static_cast<size_t>(count), ncclFloat32, ncclSum, comm,
                               stream_);
   }
   return Finish("ncclAllReduce", result);
 }
 
 absl::Status NcclLink::Check() {
-  std::lock_guard lock(mu_);
-  if (comm_ == nullptr) return absl::OkStatus();
+  const std::unique_lock lock(mu_, std::try_to_lock);
+  const ncclComm_t comm = comm_;
+  if (!lock.owns_lock() || comm == nullptr) return absl::OkStatus();
   ncclResult_t result = ncclSuccess;
-  const ncclResult_t asked = nccl_.comm_get_async_error(comm_, &result);
+  const ncclResult_t asked = nccl_.comm_get_async_error(comm, &result);
   if (asked != ncclSuccess) return StatusOf("ncclCommGetAsyncError", asked);
   return result == ncclInProgress ? absl::OkStatus() : StatusOf("in the background", result);
 }
 
-// ncclCommAbort first tells the device to stop and then waits until every graph with one of the
-// communicator's operations has been destroyed (NCCL 2.28, commDestroySync in src/init.cc): by
-// whoever hears of the failure, hence not while the watcher is held up here.
+// ncclCommAbort first tells the device to stop, which also ends a call that waits for it, and then
+// waits until every graph with one of the communicator's operations has been destroyed (NCCL 2.28,
+// commDestroySync in src/init.cc): by whoever hears of the failure, hence not while the watcher is
+// held up here.
 void NcclLink::Abort() {
-  std::lock_guard lock(mu_);
-  if (comm_ == nullptr) return;
+  std::unique_lock lock(mu_, std::defer_lock);
+  for (const auto limit = std::chrono::steady_clock::now() + kCallLimit;
+       !lock.try_lock() && std::chrono::steady_clock::now() < limit;) {
+    std::this_thread::sleep_for(kPollInterval);
+  }
+  const ncclComm_t comm = comm_.exchange(nullptr);
+  if (comm == nullptr) return;
   std::promise<void> done;
-  aborted_ = done.get_future();
-  std::thread([abort = nccl_.comm_abort, comm = comm_, done = std::move(done)]() mutable {
+  {
+    std::lock_guard aborted_lock(aborted_mu_);
+    aborted_ = done.get_future();
+  }
+  std::thread([abort = nccl_.comm_abort, comm, done = std::move(done)]() mutable {
     abort(comm);
     done.set_value();
   }).detach();
-  comm_ = nullptr;
 }
 
 void NcclLink::Release() {
   std::future<void> aborted;
   {
-    std::lock_guard lock(mu_);
+    std::lock_guard lock(aborted_mu_);
     aborted = std::move(aborted_);
   }
   if (aborted.valid()) aborted.wait_for(release_limit_);

@@ -4,6 +4,7 @@
 
 #include <nccl.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <future>
@@ -54,6 +55,8 @@ class NcclLink final : public DeviceLink {
       const std::function<absl::Status()>& failure);
   // Release does not wait longer than this: a device that has failed may never let go of graphs.
   static constexpr std::chrono::seconds kReleaseLimit{10};
+  // Abort waits so long for a call that is under way.
+  static constexpr std::chrono::milliseconds kCallLimit{500};
   // Tests have less time.
   void set_release_limit(std::chrono::milliseconds limit) { release_limit_ = limit; }
   ~NcclLink() override;
@@ -76,8 +79,11 @@ class NcclLink final : public DeviceLink {
 
   const NcclFunctions nccl_;
   const cudaStream_t stream_;
-  std::mutex mu_;              // held during calls, none of which waits
-  ncclComm_t comm_ = nullptr;  // null once aborted
+  // Held during calls. They should not wait, but one that puts more on a stream than fits waits for
+  // the device, and so for ranks that may be gone: Check and Abort do without.
+  std::mutex mu_;
+  std::atomic<ncclComm_t> comm_ = nullptr;  // null once aborted
+  std::mutex aborted_mu_;
   std::future<void> aborted_;  // the end of ncclCommAbort; not valid before and after
   std::chrono::milliseconds release_limit_ = kReleaseLimit;
 };

@@ -33,6 +33,8 @@ struct Fake {
   // Graphs with what was put on the stream: an abort ends only when there are none any more.
   std::atomic<int> graphs{0};
   std::atomic<bool> device_told_to_stop{false};
+  bool hang = false;  // the end of a group waits for that
+  std::atomic<bool> hangs{false};
 
   ncclResult_t Answer() const { return in_progress ? ncclInProgress : ncclSuccess; }
 };
@@ -75,6 +77,8 @@ NcclFunctions Functions() {
   };
   f.group_end = [] {
     fake->calls.push_back("end");
+    if (fake->hang) fake->hangs = true;
+    while (fake->hang && !fake->device_told_to_stop) std::this_thread::yield();
     return fake->Answer();
   };
   f.send = [](const void*, size_t count, ncclDataType_t type, int peer, ncclComm_t,
@@ -222,6 +226,23 @@ TEST_F(NcclLinkTest, AbortEndsAGraphThatRunsAndWaitsForNone) {
   EXPECT_EQ(fake_.aborts, 1);
   (*link)->Release();
   link->reset();
+  EXPECT_EQ(fake_.aborts, 1);
+}
+
+// As where a call puts more on the stream than fits while the stream waits for a rank that is gone.
+TEST_F(NcclLinkTest, AbortEndsACallThatHangs) {
+  auto link = Connect();
+  ASSERT_TRUE(link.ok()) << link.status();
+  fake_.hang = true;
+  float x = 0;
+  std::future<absl::Status> hanging = std::async(std::launch::async, [&] {
+    return (*link)->Exchange({{0, &x, 1}}, {});
+  });
+  while (!fake_.hangs) std::this_thread::yield();
+  EXPECT_TRUE((*link)->Check().ok());
+  (*link)->Abort();
+  EXPECT_THAT(std::string(hanging.get().message()), HasSubstr("has been ended"));
+  (*link)->Release();
   EXPECT_EQ(fake_.aborts, 1);
 }
 

@@ -81,13 +81,14 @@ class BackendPairTest : public testing::Test {
     auto cpu = cpu::CpuBackend::Create({.threads = 1});
     ASSERT_TRUE(cpu.ok()) << cpu.status();
     cpu_ = *std::move(cpu);
-    auto cuda = CudaBackend::Create({.library_workspace_bytes = size_t{1} << 16,
-                                     .weight_block_bytes = 0,
-                                     .workspace_bytes = size_t{4} << 20,
-                                     .table_bytes = 1 << 16,
-                                     .staging_slot_bytes = 4096,
-                                     .sampling_scratch_bytes = 1 << 20,
-                                     .sampling_list_bytes = 1 << 20});
+    auto cuda =
+        CudaBackend::Create({.library_workspace_bytes = size_t{1} << 16,
+                             .weight_block_bytes = test_device::Emulated() ? 0 : size_t{1} << 20,
+                             .workspace_bytes = size_t{4} << 20,
+                             .table_bytes = 1 << 16,
+                             .staging_slot_bytes = 4096,
+                             .sampling_scratch_bytes = 1 << 20,
+                             .sampling_list_bytes = 1 << 20});
     ASSERT_TRUE(cuda.ok()) << cuda.status();
     cuda_ = *std::move(cuda);
   }

@@ -22,9 +22,9 @@ std::string Architecture(const runtime::DeviceInfo& info) {
 absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOptions& options) {
   absl::StatusOr<runtime::DeviceInfo> info = runtime::OpenDevice(options.device);
   if (!info.ok()) return info.status();
+  if (absl::Status allowed = AllowSharedMemory(*info, CommonNeeds()); !allowed.ok()) return allowed;
   absl::StatusOr<Stream> stream = runtime::CreateStream();
   if (!stream.ok()) return stream.status();
-  if (absl::Status allowed = AllowSharedMemory(*info, CommonNeeds()); !allowed.ok()) return allowed;
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, *std::move(info), *stream));
   absl::StatusOr<std::unique_ptr<Uploader>> uploader =
       Uploader::Create(options.staging_slot_bytes, kStagingSlots, *stream);

@@ -174,8 +174,9 @@ absl::Status CudaSampler::Sample(const SamplingParams& params, const uint32_t* f
           absl::StrCat("Sample: rows[", first, "] with ", params.vocab,
                        " logits does not fit the memory reserved for sampling"));
     }
-    if (absl::Status status = SampleSlice(params, first, count, fault, faults); !status.ok())
+    if (absl::Status status = SampleSlice(params, first, count, fault, faults); !status.ok()) {
       return status;
+    }
     first += count;
   }
   return absl::OkStatus();

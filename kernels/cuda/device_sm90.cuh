@@ -101,9 +101,9 @@ __device__ __forceinline__ bool WaitForPhase(uint64_t* barrier, uint32_t parity)
 __device__ __forceinline__ void PrefetchMap(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-// The map at a multiple of 64 in device memory, which was copied there before the kernel: for boxes
-// that this thread starts from now on. Device memory is not where such copies look for maps, so
-// that each block must have what was written there made known to them.
+// The map at a multiple of 128 in device memory, which was copied there before the kernel: for
+// boxes that this thread starts from now on. Device memory is not where such copies look for maps,
+// so that each block must have what was written there made known to them.
 __device__ __forceinline__ const TensorMap& AcquireMap(const void* map) {
   asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
   return *static_cast<const TensorMap*>(map);

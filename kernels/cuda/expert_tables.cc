@@ -93,8 +93,9 @@ absl::StatusOr<const ExpertWeights*> ExpertTables::Of(absl::Span<const WeightMat
       parts[table * experts->size() + e] = part;
     }
   }
-  // Behind the parts the maps, all of it at multiples of 64.
-  const size_t parts_bytes = (parts.size() * sizeof(PackedPart) + 63) / 64 * 64;
+  // Behind the parts the maps, each at a multiple of its size.
+  const size_t parts_bytes =
+      (parts.size() * sizeof(PackedPart) + kWeightMapBytes - 1) / kWeightMapBytes * kWeightMapBytes;
   std::vector<char> maps(bf16 && with_maps_ ? parts.size() * kWeightMapBytes : 0);
   const size_t size_bytes = parts_bytes + maps.size();
   if (size_bytes > memory_->size_bytes()) {

@@ -341,7 +341,7 @@ int LaunchGroupedGemmWgmma(const GroupedGemmArgs& args, const WgmmaTiles& tiles,
 // Whether it can be called for these: a function of the shapes, and of whether there are maps.
 bool WgmmaCanComputeExperts(const GroupedGemmArgs& args);
 // Fills `maps`, kWeightMapBytes for each part of BF16 in host memory, with what their copies in
-// device memory, at a multiple of 64, are for the launcher above.
+// device memory, at a multiple of 128, are for the launcher above.
 inline constexpr size_t kWeightMapBytes = 128;
 int MakeWeightMaps(const PackedPart* parts, int64_t count, void* maps);
 

@@ -54,7 +54,10 @@ __global__ void PermuteKernel(MoePermuteArgs args) {
     own_below += e < expert ? 1 : 0;
     own_equal += e == expert ? 1 : 0;
     own_counted += e == expert && slot < counted_slots ? 1 : 0;
-    if (lost && e != expert && args.wanted != nullptr && args.wanted[slot] != e) ++own_rerouted;
+    if (lost && e != expert && slot < counted_slots && args.wanted != nullptr &&
+        args.wanted[slot] != e) {
+      ++own_rerouted;
+    }
     if (lost && e == expert && args.experts[slot] != -1) AtomicOr(args.fault, kFaultExpert);
   }
   own_below = WarpSum(own_below);

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 
 namespace verbatim::kernels::cuda {
+
 SharedNeeds CommonNeeds() {
   SharedNeeds all;
   for (const SharedNeeds& needs :

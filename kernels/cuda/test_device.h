@@ -1,6 +1,7 @@
 // What tests of kernels ask of the place they run on: a GPU, or the emulator (tests/simt).
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace verbatim::kernels::cuda::test_device {
@@ -13,5 +14,10 @@ std::string UseSchedule(int schedule);
 bool Emulated();
 // Whether a sanitizer slows everything down: fewer shapes will do.
 bool Slow();
+// Copies to the host and waits for the stream so far; 0 on a GPU, where nobody counts.
+struct Transfers {
+  int64_t to_host = 0, waits = 0;
+};
+Transfers TransfersSoFar();
 
 }  // namespace verbatim::kernels::cuda::test_device

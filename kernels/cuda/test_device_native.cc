@@ -7,5 +7,6 @@ int Schedules() { return 1; }
 std::string UseSchedule(int) { return "native"; }
 bool Emulated() { return false; }
 bool Slow() { return false; }
+Transfers TransfersSoFar() { return {}; }
 
 }  // namespace verbatim::kernels::cuda::test_device

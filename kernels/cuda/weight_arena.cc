@@ -20,7 +20,7 @@ absl::StatusOr<WeightArena::Piece> WeightArena::Allocate(size_t size_bytes) {
   std::erase_if(open_, [](const Open& open) { return open.block.expired(); });
   for (Open& open : open_) {
     std::shared_ptr<DeviceBuffer> block = open.block.lock();
-    if (block->size_bytes() - open.used_bytes < wanted) continue;
+    if (block == nullptr || block->size_bytes() - open.used_bytes < wanted) continue;
     std::byte* const data = static_cast<std::byte*>(block->data()) + open.used_bytes;
     open.used_bytes += wanted;
     return Piece{data, std::move(block)};

@@ -11,9 +11,9 @@
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/test_device.h"
 #include "model/checkpoint.h"
 #include "model/transformer.h"
-#include "simt/faults.h"
 
 namespace verbatim::testing {
 namespace {
@@ -21,7 +21,7 @@ namespace {
 using kernels::NumericMode;
 using kernels::Policy;
 using kernels::cuda::CudaBackend;
-namespace simt_faults = kernels::cuda::simt_faults;
+namespace test_device = kernels::cuda::test_device;
 
 constexpr int32_t kPageTokens = 32;
 constexpr int32_t kNumPages = 48;
@@ -157,11 +157,11 @@ class Server {
       rows.push_back(static_cast<int32_t>(rows.size()));
       ++sequence.length;
     }
-    const simt_faults::Transfers before = simt_faults::TransfersSoFar();
+    const test_device::Transfers before = test_device::TransfersSoFar();
     Must(transformer_->Forward(batch, mode_, *cache_));
     // Nobody has asked for anything yet: nothing is fetched, and nothing waited for.
-    EXPECT_EQ(simt_faults::TransfersSoFar().to_host, before.to_host);
-    EXPECT_EQ(simt_faults::TransfersSoFar().waits, before.waits);
+    EXPECT_EQ(test_device::TransfersSoFar().to_host, before.to_host);
+    EXPECT_EQ(test_device::TransfersSoFar().waits, before.waits);
     const auto logits = transformer_->ComputeLogits(rows, mode_);
     EXPECT_TRUE(logits.ok()) << logits.status();
     const size_t vocab = static_cast<size_t>(checkpoint_->config().vocab_size);

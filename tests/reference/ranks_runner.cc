@@ -125,6 +125,7 @@ absl::StatusOr<LogitRows> GenerateOnRanks(const RankPlace& place, const Checkpoi
       parallel::Communicator& own = rank->device ? *rank->device : *communicators[r];
       FollowSteps(*rank->transformer, *rank->cache, own).IgnoreError();
       if (place.at_end) place.at_end(r, *rank->backend);
+      rank->transformer.reset();
       rank->device.reset();
     });
   }

@@ -45,8 +45,8 @@ inline bool WaitForPhase(uint64_t* barrier, uint32_t parity, VERBATIM_HERE) {
 }
 inline void PrefetchMap(const TensorMap&) {}
 inline const TensorMap& AcquireMap(const void* map, VERBATIM_HERE) {
-  if (reinterpret_cast<uintptr_t>(map) % 64 != 0) {
-    simt::Fault("a map that is not at a multiple of 64", nullptr, where);
+  if (reinterpret_cast<uintptr_t>(map) % 128 != 0) {
+    simt::Fault("a map that is not at a multiple of 128", nullptr, where);
   }
   return *static_cast<const TensorMap*>(map);
 }

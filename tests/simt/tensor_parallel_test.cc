@@ -147,7 +147,7 @@ TEST_P(SimtTensorParallelTest, AllSizesOfSteps) {
     eager.num_pages = graphs.num_pages = 1024;
     const int degree = kernels::IsStrong(mode.policy) ? 1 : 2;
     const LogitRows expected = OnRanks(eager, degree, mode, work);
-    EXPECT_EQ(OnRanks(graphs, 2, mode, work) == expected, true);
+    EXPECT_TRUE(OnRanks(graphs, 2, mode, work) == expected);
   }
 }
 

@@ -1,6 +1,7 @@
 // Tests of kernels on the emulator: forward, reversed and two seeded orders.
 #include "kernels/cuda/test_device.h"
 #include "simt/emulator.h"
+#include "simt/faults.h"
 
 namespace verbatim::kernels::cuda::test_device {
 
@@ -29,6 +30,11 @@ bool Slow() {
 #else
   return false;
 #endif
+}
+
+Transfers TransfersSoFar() {
+  const simt_faults::Transfers all = simt_faults::TransfersSoFar();
+  return {.to_host = all.to_host, .waits = all.waits};
 }
 
 }  // namespace verbatim::kernels::cuda::test_device
