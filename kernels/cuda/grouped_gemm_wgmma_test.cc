@@ -192,13 +192,24 @@ TEST_F(GroupedGemmWgmmaTest, OffsetsThatAreWrongAreFaults) {
     const Case c{.rows = 40, .cols = 64, .counts = {100, 100, 100}};
     GroupedGemmArgs args = ArgsOf(c, arrays);
     args.places.offsets = arrays.Put(offsets);
-    args.y = arrays.Poisoned(static_cast<size_t>(c.places() * args.y_stride));
+    // As many values before y and behind it as y has.
+    const size_t count = static_cast<size_t>(c.places() * args.y_stride);
+    const std::vector<float> before(3 * count, 42.0f);
     uint32_t* stuck = arrays.Put(std::vector<uint32_t>{0});
-    ASSERT_TRUE(cuda_->Synchronize().ok());
-    Run([&](Stream stream) {
-      return LaunchGroupedGemmWgmma(args, {128, 2}, c.multiprocessors, stuck, stream);
-    });
-    EXPECT_EQ(arrays.Get(args.places.fault, 1)[0], kFaultPlace);
+    for (const WgmmaTiles& tiles : kWgmmaTiles) {
+      SCOPED_TRACE(absl::StrCat("tiles of ", tiles.columns, ", clusters of ", tiles.cluster));
+      args.places.fault = arrays.Put(std::vector<uint32_t>{0});
+      float* const all = arrays.Put(before);
+      args.y = all + count;
+      ASSERT_TRUE(cuda_->Synchronize().ok());
+      Run([&](Stream stream) {
+        return LaunchGroupedGemmWgmma(args, tiles, c.multiprocessors, stuck, stream);
+      });
+      EXPECT_EQ(arrays.Get(args.places.fault, 1)[0], kFaultPlace);
+      const std::vector<float> after = arrays.Get(all, 3 * count);
+      EXPECT_TRUE(std::equal(after.begin(), after.begin() + count, before.begin()));
+      EXPECT_TRUE(std::equal(after.end() - count, after.end(), before.begin()));
+    }
   }
 }
 
