@@ -6,19 +6,6 @@
 
 namespace verbatim::model {
 
-void MoeStatistics::Count(absl::Span<const int32_t> experts, absl::Span<const int32_t> wanted,
-                          int64_t top_k) {
-  tokens += static_cast<int64_t>(experts.size()) / top_k;
-  for (size_t i = 0; i < experts.size(); ++i) {
-    if (experts[i] < 0) {
-      ++lost_slots;
-      continue;
-    }
-    ++tokens_per_expert[experts[i]];
-    if (!wanted.empty() && wanted[i] != experts[i]) ++rerouted_slots;
-  }
-}
-
 double MoeStatistics::Imbalance() const {
   const int64_t total =
       std::accumulate(tokens_per_expert.begin(), tokens_per_expert.end(), int64_t{0});

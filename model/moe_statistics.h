@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "absl/types/span.h"
-
 namespace verbatim::model {
 
 // One layer, since it was loaded. A token has top_k slots, one for each of its experts.
@@ -15,10 +13,6 @@ struct MoeStatistics {
   std::vector<int64_t> tokens_per_expert;  // [num_experts]
   int64_t lost_slots = 0;                  // nobody took them: the expert was full
   int64_t rerouted_slots = 0;              // another expert took them
-
-  // Counts the slots of some tokens: `experts` as in MoeRouteParams, and the experts that they
-  // would have had without limits (empty: the same).
-  void Count(absl::Span<const int32_t> experts, absl::Span<const int32_t> wanted, int64_t top_k);
 
   // Tokens of the busiest expert over the mean of all; 1 is even, 0 before any token.
   double Imbalance() const;

@@ -130,7 +130,8 @@ class Recorder final : public model::ForwardObserver {
     EXPECT_EQ(operations.back(), std::make_pair(routing.layer, Operation::kRouter));
     const int64_t slots = routing.tokens * routing.top_k;
     const absl::Span<const int32_t> experts(routing.experts, slots), wanted(routing.wanted, slots);
-    counted[routing.layer].Count(experts, wanted, routing.top_k);
+    model::MoeStatistics& layer = counted[routing.layer];
+    layer.tokens += routing.tokens;
     for (int64_t t = 0; t < routing.tokens; ++t) {
       float sum = 0;
       for (int64_t r = 0; r < routing.top_k; ++r) {
@@ -139,6 +140,10 @@ class Recorder final : public model::ForwardObserver {
         EXPECT_LT(wanted[slot], routing.num_experts);
         if (experts[slot] < 0) {
           EXPECT_EQ(routing.weights[slot], 0);
+          ++layer.lost_slots;
+        } else {
+          ++layer.tokens_per_expert[experts[slot]];
+          layer.rerouted_slots += experts[slot] == wanted[slot] ? 0 : 1;
         }
         sum += routing.weights[slot];
         all_wanted = all_wanted && experts[slot] == wanted[slot];
