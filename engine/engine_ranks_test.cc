@@ -19,17 +19,6 @@ namespace {
 using kernels::Policy;
 using testing::HasSubstr;
 
-// A random Qwen3 whose heads two ranks can share.
-const TestModel& SharableModel() {
-  static const TestModel* const model = [] {
-    auto* loaded = new TestModel;
-    loaded->checkpoint = *model::Checkpoint::Open("tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
-    loaded->tokenizer = *loaded->checkpoint->LoadTokenizer();
-    return loaded;
-  }();
-  return *model;
-}
-
 // A follower on a thread, to its end.
 std::future<absl::Status> Follow(parallel::Communicator& communicator) {
   EngineConfig config = TinyConfig();

@@ -99,27 +99,33 @@ struct TestModel {
   std::unique_ptr<model::Tokenizer> tokenizer;
 };
 
+// Kept to the end of the process.
+inline const TestModel* LoadTestModel(const std::string& path) {
+  auto* loaded = new TestModel;
+  loaded->checkpoint = *model::Checkpoint::Open(path);
+  loaded->tokenizer = *loaded->checkpoint->LoadTokenizer();
+  return loaded;
+}
+
 // A random Llama of 2 or 3 layers with Q4_1 weights (scripts/make_reference_fixtures.py).
 inline const TestModel& TinyModel() {
-  static const TestModel* const model = [] {
-    auto* loaded = new TestModel;
-    loaded->checkpoint = *model::Checkpoint::Open("tests/fixtures/reference/gguf_llama_q4_1.gguf");
-    loaded->tokenizer = *loaded->checkpoint->LoadTokenizer();
-    return loaded;
-  }();
+  static const TestModel* const model =
+      LoadTestModel("tests/fixtures/reference/gguf_llama_q4_1.gguf");
+  return *model;
+}
+
+// A random Qwen3 whose heads two ranks can share.
+inline const TestModel& SharableModel() {
+  static const TestModel* const model =
+      LoadTestModel("tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
   return *model;
 }
 
 // A random mixture of experts (scripts/make_reference_fixtures.py): a Mixtral of 6 experts, 2 a
 // token, with Q4_1 weights.
 inline const TestModel& TinyMoeModel() {
-  static const TestModel* const model = [] {
-    auto* loaded = new TestModel;
-    loaded->checkpoint =
-        *model::Checkpoint::Open("tests/fixtures/reference/gguf_mixtral_q4_1.gguf");
-    loaded->tokenizer = *loaded->checkpoint->LoadTokenizer();
-    return loaded;
-  }();
+  static const TestModel* const model =
+      LoadTestModel("tests/fixtures/reference/gguf_mixtral_q4_1.gguf");
   return *model;
 }
 
@@ -130,6 +136,16 @@ inline EngineConfig TinyConfig() {
   config.scheduler.max_model_len = 384;
   config.scheduler.page_tokens = 16;
   config.scheduler.num_pages = 256;
+  return config;
+}
+
+// Of few short sequences: for emulated devices, which are slow.
+inline EngineConfig SmallConfig() {
+  EngineConfig config = TinyConfig();
+  config.scheduler.max_num_seqs = 4;
+  config.scheduler.max_num_batched_tokens = 32;
+  config.scheduler.max_model_len = 96;
+  config.scheduler.num_pages = 32;
   return config;
 }
 

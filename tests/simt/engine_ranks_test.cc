@@ -27,26 +27,6 @@ using kernels::cuda::CudaBackend;
 using ::testing::HasSubstr;
 namespace faults = kernels::cuda::simt_faults;
 
-// A random Qwen3 whose heads two ranks can share.
-const TestModel& SharableModel() {
-  static const TestModel* const model = [] {
-    auto* loaded = new TestModel;
-    loaded->checkpoint = *model::Checkpoint::Open("tests/fixtures/reference/gguf_qwen3_q8_0.gguf");
-    loaded->tokenizer = *loaded->checkpoint->LoadTokenizer();
-    return loaded;
-  }();
-  return *model;
-}
-
-EngineConfig SmallConfig() {
-  EngineConfig config = TinyConfig();
-  config.scheduler.max_num_seqs = 4;
-  config.scheduler.max_num_batched_tokens = 32;
-  config.scheduler.max_model_len = 96;
-  config.scheduler.num_pages = 32;
-  return config;
-}
-
 GenerationRequest Request(uint32_t seed, Policy policy, int max_tokens) {
   GenerationRequest request = GreedyRequest(RandomPrompt(seed, 9), max_tokens);
   request.policy = policy;

@@ -21,15 +21,6 @@ namespace {
 namespace faults = kernels::cuda::simt_faults;
 using ::testing::HasSubstr;
 
-EngineConfig SmallConfig() {
-  EngineConfig config = TinyConfig();
-  config.scheduler.max_num_seqs = 4;
-  config.scheduler.max_num_batched_tokens = 32;
-  config.scheduler.max_model_len = 96;
-  config.scheduler.num_pages = 32;
-  return config;
-}
-
 class SimtEngineTest : public testing::Test {
  protected:
   void TearDown() override {
